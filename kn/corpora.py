@@ -194,3 +194,22 @@ def pack(tokenizer, docs: tuple[str, ...], context: int):
     stream = [token for document in ids for token in (*document, tokenizer.eos_token_id)]
     rows = len(stream) // context
     return torch.tensor(stream[: rows * context]).view(rows, context)
+
+
+def fingerprint(corpora: dict[str, Corpus]) -> str:
+    """One name for all texts of a run, 16 hex digits."""
+    return hashlib.sha256(json.dumps(sorted((g, c.fingerprint) for g, c in corpora.items())).encode()).hexdigest()[:16]
+
+
+def sample(docs: tuple[str, ...], share: float, seed: int) -> tuple[str, ...]:
+    """Documents drawn at random until `share` of all characters is reached."""
+    import random
+
+    order = random.Random(seed).sample(range(len(docs)), len(docs))
+    goal, chosen = share * sum(map(len, docs)), []
+    for index in order:
+        if goal <= 0:
+            break
+        chosen.append(docs[index])
+        goal -= len(docs[index])
+    return tuple(chosen)

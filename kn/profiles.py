@@ -1,12 +1,18 @@
-"""Every number a run uses: the profiles mini, midi, paper and one for tests, as frozen dataclasses."""
+"""Every number a run uses: the profiles as frozen dataclasses, and `--set key=value` on top of them.
+
+Readings of what the paper leaves open are fields here, each with its default; the README explains them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import typing
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class TextSettings:
+class Text:
     """Where text comes from and how it is cut; packages are import names, shares are (valid, test) by file."""
 
     web: tuple[str, ...] = (
@@ -17,7 +23,191 @@ class TextSettings:
     wiki: tuple[str, ...] = ("sympy", "scipy", "networkx", "mpmath")
     web_shares: tuple[float, float] = (0.10, 0.10)
     wiki_shares: tuple[float, float] = (0.06, 0.12)
-    sample: float = 0.10  # share of the web documents that KnGPT2's pre-training sees (paper §3.3: 10 % of OpenWebText)
+    sample: float = 0.10  # share of the web documents KnGPT2's pre-training sees (§3.3: 10 % of OpenWebText, one epoch)
     sample_seed: int = 0
-    vocabulary: int = 4608  # V = 6·L·d keeps the paper's proportions between embedding and blocks
+    fingerprint: str = ""  # of the corpus the committed models and reports were made with
+    limit: int = 0  # documents of each split, 0 for all (tests)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Shape of the teacher; the baseline keeps every other layer."""
+
+    vocabulary: int = 4608  # V = 6·L·d keeps the paper's proportion of embedding to blocks
     context: int = 128  # tokens
+    width: int = 128
+    layers: int = 6
+    heads: int = 4
+    activation: str = "gelu_pytorch_tanh"  # the same function as GPT-2's gelu_new, in one fused operation
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Fields of kn.KroneckerSpec (readings: "odd layers", "which matrices", "SVD scale")."""
+
+    layers: str = "odd"
+    factor: int = 2
+    rank: int = 1
+    embedding: bool = True
+    out_proj: bool = True
+    scale: str = "sqrt"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run: AdamW, linear warm-up and decay. Rates are peak values, warm-up is a share of all steps."""
+
+    batch_size: int
+    learning_rate: float
+    epochs: float
+    alphas: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.1)  # eq. 5: embedding, attention, hidden, cross-entropy
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    schedule: str = "linear"
+    optimizer: str = "adamw_torch_fused"
+    clip: float = 1.0
+    max_steps: int = 0  # 0: by epochs
+
+
+@dataclass(frozen=True)
+class Readings:
+    """How the distillation terms are read where the paper leaves them open."""
+
+    direction: str = "student_teacher"  # eq. 3 as printed; "teacher_student" is MiniLM's
+    hidden_point: str = "c_proj"  # "output of the second fully connected layer"; or "block"
+    logit_term: float = 0.0  # weight of a logit KL beside eq. 5, which has none
+    kd_weight: float = 0.5  # vanilla KD
+    temperature: float = 2.0
+    table4_ilkd: bool = False  # fine-tune KnGPT2 on the wiki corpus with ILKD
+    table7_ilkd: bool = False  # MNLI of the ablation with ILKD
+
+
+@dataclass(frozen=True)
+class Glue:
+    """Sizes (train, dev, test) of the tasks and how they are cut."""
+
+    sizes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    max_length: int = 64  # tokens
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All settings of one run; `name` and `note` are for people."""
+
+    name: str
+    note: str
+    text: Text
+    model: Model
+    compression: Compression
+    pretrain: Training
+    ablation: Training
+    finetune_lm: Training
+    finetune_glue: Training
+    readings: Readings
+    glue: Glue
+    assets: str = "mini"  # which committed pretrained models
+    checks: tuple[str, ...] = ("random", "first_sentence", "second_sentence")
+    flops_per_second: float = 2.0e10  # of one thread, measured: a first guess for the plan until this machine has run a stage
+
+
+SIZES = {
+    "cola": (2000, 1000, 1000), "rte": (1200, 1000, 1000), "mrpc": (1500, 1000, 1000), "sst2": (2500, 1000, 1000),
+    "mnli": (3000, 1400, 1400), "qnli": (2500, 1000, 1000), "qqp": (2500, 1000, 1000),
+}  # fmt: skip
+
+MINI = Profile(
+    name="mini",
+    note="documentation text, not the paper's data",
+    text=Text(),
+    model=Model(),
+    compression=Compression(),
+    pretrain=Training(batch_size=4, learning_rate=2e-3, epochs=1),
+    ablation=Training(batch_size=4, learning_rate=2e-3, epochs=1, max_steps=300),
+    finetune_lm=Training(batch_size=8, learning_rate=1e-3, epochs=1),
+    finetune_glue=Training(batch_size=16, learning_rate=1e-3, epochs=2, alphas=(0.5, 0.5, 0.5, 0.02)),
+    readings=Readings(),
+    glue=Glue(sizes=SIZES),
+)
+TEST = dataclasses.replace(
+    MINI,
+    name="test",
+    note="a seconds-long run for the test suite: its numbers mean nothing",
+    text=dataclasses.replace(Text(), web=("joblib", "filelock", "jinja2", "anyio"), wiki=("mpmath",), web_shares=(0.25, 0.25), wiki_shares=(0.25, 0.25), sample=0.5, limit=60),
+    pretrain=dataclasses.replace(MINI.pretrain, max_steps=2),
+    ablation=dataclasses.replace(MINI.ablation, max_steps=2),
+    finetune_lm=dataclasses.replace(MINI.finetune_lm, max_steps=2),
+    finetune_glue=dataclasses.replace(MINI.finetune_glue, max_steps=2),
+    glue=Glue(sizes={task: (24, 16, 16) for task in SIZES}),
+)
+PROFILES = {"mini": MINI, "test": TEST}
+
+
+def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
+    """The profile of this name with `key=value` overrides applied; ValueError says what is allowed."""
+    if name in ("midi", "paper"):
+        raise ValueError(f"profile {name!r} cannot run yet: this version has mini (default) and test")
+    if name not in PROFILES:
+        raise ValueError(f"profile {name!r} is unknown: allowed are {', '.join(PROFILES)}")
+    profile = PROFILES[name]
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item!r} is not of the form key=value, for example --set pretrain.batch_size=8")
+        profile = _replace(profile, key.strip().split("."), value.strip(), key.strip())
+    return profile
+
+
+def keys(settings, prefix: str = "") -> list[str]:
+    """Every dotted key that `--set` takes."""
+    found = []
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        if dataclasses.is_dataclass(value):
+            found += keys(value, f"{prefix}{item.name}.")
+        elif item.name not in ("name", "note", "sizes", "assets"):
+            found.append(prefix + item.name)
+    return found
+
+
+def _replace(settings, path: list[str], text: str, key: str):
+    """settings with the field at `path` set to the parsed text."""
+    if len(path) > 1 and dataclasses.is_dataclass(getattr(settings, path[0], None)):
+        return dataclasses.replace(settings, **{path[0]: _replace(getattr(settings, path[0]), path[1:], text, key)})
+    if len(path) > 1 or path[0] not in keys(settings):
+        near = difflib.get_close_matches(key, keys(MINI), n=3)
+        raise ValueError(f"--set key {key!r} is unknown" + (f": did you mean {' or '.join(near)}?" if near else f": allowed are {', '.join(keys(MINI))}"))
+    return dataclasses.replace(settings, **{path[0]: _parse(text, typing.get_type_hints(type(settings))[path[0]], key)})
+
+
+ALLOWED = {
+    "readings.direction": ("student_teacher", "teacher_student"), "readings.hidden_point": ("c_proj", "block"),
+    "compression.scale": ("sqrt", "unit_b"), "compression.layers": ("odd", "even", "all"),
+    "pretrain.schedule": ("linear", "cosine", "constant"),
+}  # fmt: skip
+
+
+def _parse(text: str, kind, key: str):
+    """One value of the field's type from text; ValueError names the type and what is allowed."""
+    wanted = getattr(kind, "__name__", str(kind))
+    if key in ALLOWED and text not in ALLOWED[key]:
+        raise ValueError(f"--set {key}={text}: allowed are {', '.join(ALLOWED[key])}")
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if typing.get_origin(kind) is tuple:
+            parts, types = [p.strip() for p in text.strip("()").split(",") if p.strip()], typing.get_args(kind)
+            if types[-1] is not Ellipsis and len(parts) != len(types):
+                raise ValueError(f"--set {key}={text}: {len(types)} values wanted, got {len(parts)}")
+            return tuple(_parse(p, types[0], key) for p in parts)
+        value = kind(text)
+    except (ValueError, KeyError) as error:
+        if "--set" in str(error):
+            raise
+        raise ValueError(f"--set {key}={text}: {wanted} wanted") from None
+    if kind in (int, float) and not 0 <= value < float("inf"):
+        raise ValueError(f"--set {key}={text}: a finite number that is not negative wanted")
+    if key.endswith(("batch_size", "max_length", "factor", "rank")) and value < 1:
+        raise ValueError(f"--set {key}={text}: at least 1 wanted")
+    return value

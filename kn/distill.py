@@ -1,0 +1,188 @@
+"""Intermediate-layer distillation (ILKD, eq. 2-5 of the paper), vanilla KD, and a Trainer that uses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Trainer
+
+DIRECTIONS = ("student_teacher", "teacher_student")  # KL(S‖T) as eq. 3 prints it, or MiniLM's KL(T‖S)
+HIDDEN_POINTS = ("c_proj", "block")  # output of the second fully connected layer (text of §3.3), or of the block
+
+
+@dataclass
+class Captured:
+    """What eq. 2-5 compare, from one forward pass: batch b, length t, width d, heads h, head size e, vocabulary v."""
+
+    embedding: Tensor  # (b, t, d) token + position, before dropout
+    q: list[Tensor]  # per layer (b, h, t, e), after the projection, before softmax and dropout
+    k: list[Tensor]  # per layer (b, h, t, e)
+    hidden: list[Tensor]  # per layer (b, t, d)
+    logits: Tensor  # (b, t, v), or (b, labels) of a classifier
+    loss: Tensor | None  # cross-entropy, when labels were given
+    scaling: list[float]  # per layer: the factor on q·k inside softmax
+
+
+def capture(model: nn.Module, hidden_point: str = "c_proj", **inputs) -> Captured:
+    """One forward pass of a GPT-2 or KnGPT2 that also returns what ILKD compares; works with every attention backend."""
+    if hidden_point not in HIDDEN_POINTS:
+        raise ValueError(f"hidden_point {hidden_point!r} is unknown: allowed are {', '.join(HIDDEN_POINTS)}")
+    blocks, heads = model.transformer.h, model.config.n_head
+    embedding, q, k, hidden, hooks = [], [], [], [], []
+
+    def keep_qk(_module, _args, output):  # output (b, t, 3·d)
+        query, key, _ = output.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, h, t, e)
+        q.append(query)
+        k.append(key)
+
+    try:
+        hooks.append(model.transformer.drop.register_forward_pre_hook(lambda _m, args: embedding.append(args[0])))
+        for block in blocks:
+            hooks.append(block.attn.c_attn.register_forward_hook(keep_qk))
+            where = block.mlp.c_proj if hidden_point == "c_proj" else block
+            hooks.append(where.register_forward_hook(lambda _m, _a, output: hidden.append(output)))
+        output = model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not len(q) == len(hidden) == len(blocks):
+        raise RuntimeError(f"captured {len(q)} attention and {len(hidden)} hidden outputs of {len(blocks)} layers: is gradient checkpointing on?")
+    return Captured(embedding[0], q, k, hidden, output.logits, output.loss, [block.attn.scaling for block in blocks])
+
+
+def _mean_squared(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over elements of the positions that are valid (b, t)."""
+    squared = (student.float() - teacher.float()).square()
+    if valid is None:
+        return squared.mean()
+    return (squared.sum(-1) * valid).sum() / (valid.sum() * squared.shape[-1])
+
+
+def attention_kl(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float | None = None, scale_t: float | None = None,
+                 attention_mask: Tensor | None = None, direction: str = "student_teacher") -> Tensor:  # fmt: skip
+    """Eq. 3 for one layer: KL of causal attention distributions, from q and k (b, h, t, e) of student and teacher.
+
+    Mean over batch, heads and valid query positions; padded keys (attention_mask (b, t) zero) get no probability and
+    padded queries do not count. Scales default to 1/√e of each model. Computed in float32 (float64 inputs stay float64).
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction {direction!r} is unknown: allowed are {', '.join(DIRECTIONS)}")
+    length = q_s.shape[-2]
+    allowed = torch.ones(length, length, dtype=torch.bool, device=q_s.device).tril()  # (t, t) query × key
+    if attention_mask is not None:
+        allowed = allowed & attention_mask.bool()[:, None, None, :]  # (b, 1, t, t)
+        allowed = allowed | torch.eye(length, dtype=torch.bool, device=q_s.device)  # padded queries: keep softmax defined
+
+    def log_probabilities(q, k, scale):
+        kind = torch.float64 if q.dtype == torch.float64 else torch.float32
+        with torch.autocast(q.device.type, enabled=False):
+            scores = (q.to(kind) @ k.to(kind).transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+            return scores.masked_fill(~allowed, -1e30).log_softmax(-1)
+
+    log_s, log_t = log_probabilities(q_s, k_s, scale_s), log_probabilities(q_t, k_t, scale_t)
+    first, second = (log_s, log_t) if direction == "student_teacher" else (log_t, log_s)
+    rows = (first.exp() * (first - second)).sum(-1)  # (b, h, t); masked keys have probability 0 in both
+    if attention_mask is None:
+        return rows.mean()
+    valid = attention_mask.to(rows.dtype)[:, None, :]
+    return (rows * valid).sum() / (valid.sum() * rows.shape[1])
+
+
+def ilkd_loss(student: Captured, teacher: Captured, alphas: tuple[float, float, float, float], attention_mask: Tensor | None = None,
+              direction: str = "student_teacher") -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """Eq. 5: α1·embedding (eq. 2) + α2·attention (eq. 3) + α3·hidden states (eq. 4) + α4·cross-entropy.
+
+    Returns the scalar loss and its four terms before weighting, as tensors. attention_mask (b, t) is 1 on real
+    tokens. Raises ValueError for models of different depth or for α4 ≠ 0 without labels.
+    """
+    if len(alphas) != 4:
+        raise ValueError(f"alphas needs four numbers (embedding, attention, hidden, cross-entropy), got {alphas}")
+    if len(student.q) != len(teacher.q):
+        raise ValueError(f"ILKD compares layer by layer: the student has {len(student.q)} layers, the teacher {len(teacher.q)}")
+    if student.loss is None and alphas[3]:
+        raise ValueError("alphas[3] weighs the cross-entropy, but the student saw no labels: pass labels to capture or set it to 0")
+    valid = None if attention_mask is None else attention_mask.to(student.embedding.device).float()
+    layers = zip(student.q, student.k, teacher.q, teacher.k, student.scaling, teacher.scaling, strict=True)
+    terms = {
+        "embedding": _mean_squared(student.embedding, teacher.embedding, valid),
+        "attention": sum(attention_kl(*layer, attention_mask=attention_mask, direction=direction) for layer in layers),
+        "hidden": sum(_mean_squared(s, t, valid) for s, t in zip(student.hidden, teacher.hidden, strict=True)),
+        "cross_entropy": student.loss if student.loss is not None else student.embedding.new_zeros(()),
+    }
+    return sum(alpha * term for alpha, term in zip(alphas, terms.values(), strict=True) if alpha), terms
+
+
+def vanilla_kd_loss(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None = None, temperature: float = 2.0) -> Tensor:
+    """Hinton's T²·KL(teacher ‖ student) of softened logits (…, classes), mean over positions (those where `valid`)."""
+    s = F.log_softmax(student_logits.float() / temperature, -1)
+    t = F.log_softmax(teacher_logits.float() / temperature, -1)
+    rows = (t.exp() * (t - s)).sum(-1) * temperature**2
+    return rows.mean() if valid is None else (rows * valid).sum() / valid.sum()
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a run distils: method "none" (cross-entropy), "ilkd" (eq. 5) or "vanilla" (logits), and its readings."""
+
+    method: str = "none"
+    alphas: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.1)
+    direction: str = "student_teacher"
+    hidden_point: str = "c_proj"
+    logit_term: float = 0.0  # reading "vanilla KD" for KnGPT2: weight of a logit KL added to eq. 5
+    kd_weight: float = 0.5
+    temperature: float = 2.0
+
+
+class DistillTrainer(Trainer):
+    """transformers' Trainer with the loss of a Distillation; logs every term apart under its name."""
+
+    def __init__(self, *args, distillation: Distillation = Distillation(), teacher: nn.Module | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if distillation.method not in ("none", "ilkd", "vanilla"):
+            raise ValueError(f"distillation method {distillation.method!r} is unknown: allowed are none, ilkd, vanilla")
+        if (teacher is None) != (distillation.method == "none"):
+            raise ValueError(f"distillation method {distillation.method!r} and {'no' if teacher is None else 'a'} teacher do not go together")
+        self.distillation, self.sums, self.count = distillation, {}, 0
+        self.model_accepts_loss_kwargs = False  # every loss here is a mean over the batch
+        self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
+
+    def _logit_kd(self, student, teacher, inputs):
+        if student.ndim == 2:  # classifier
+            return vanilla_kd_loss(student, teacher, None, self.distillation.temperature)
+        mask = inputs.get("attention_mask")
+        return vanilla_kd_loss(student, teacher, None if mask is None else mask.float(), self.distillation.temperature)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        how = self.distillation
+        if how.method == "none" or not model.training:
+            output = model(**inputs)
+            loss, terms = output.loss, {"cross_entropy": output.loss}
+        elif how.method == "vanilla":
+            output = model(**inputs)
+            with torch.no_grad():
+                target = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+            soft = self._logit_kd(output.logits, target, inputs)
+            loss, terms = (1 - how.kd_weight) * output.loss + how.kd_weight * soft, {"cross_entropy": output.loss, "logits": soft}
+        else:
+            output = capture(model, how.hidden_point, **inputs)
+            with torch.no_grad():
+                teacher_inputs = {k: v for k, v in inputs.items() if k != "labels"}
+                target = capture(self.teacher, how.hidden_point, **teacher_inputs)
+            loss, terms = ilkd_loss(output, target, how.alphas, inputs.get("attention_mask"), how.direction)
+            if how.logit_term:
+                terms["logits"] = self._logit_kd(output.logits, target.logits, inputs)
+                loss = loss + how.logit_term * terms["logits"]
+        if model.training:
+            self.count += 1
+            for name, value in terms.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs and self.count:
+            logs = {**logs, **{name: float(value) / self.count for name, value in self.sums.items()}}
+            self.sums, self.count = {}, 0
+        super().log(logs, *args, **kwargs)

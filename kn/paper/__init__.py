@@ -1,0 +1,34 @@
+"""What the paper printed: table1.csv … table7.csv, every value with the words around it; no other file holds a printed value.
+
+printed(4)   one line per printed cell: table, row, column, metric, value, unit, quote, note
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas
+
+TABLES = range(1, 8)
+
+
+def printed(table: int) -> pandas.DataFrame:
+    """The printed cells of one table, all columns as text, value as printed; ValueError for a table the paper does not have."""
+    import pandas
+
+    if table not in TABLES:
+        raise ValueError(f"table {table} does not exist, allowed: {TABLES[0]}-{TABLES[-1]}")
+    frame = pandas.read_csv(Path(__file__).with_name(f"table{table}.csv"), dtype=str, keep_default_na=False, encoding="utf-8")
+    return frame.assign(table=frame["table"].astype(int))
+
+
+def value_of(text: str) -> int | float | None:
+    """The value of a printed number such as "28608" or "2e-5"; None for text such as ">90" or a shape."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None

@@ -1,0 +1,133 @@
+"""The plots of a report: one figure per table, and its form as SVG that follows the page's colours.
+
+figure(4, frame, records)    a matplotlib figure; says "not run" where there is nothing to draw
+svg(plot, "table4")          the same as text to be put into a page
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import pandas
+
+INK = "#2b3038"  # the plots' text and axes; on pages it becomes the colour of the text
+LOOK = {f"{part}color": INK for part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")} | {
+    "font.size": 9, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.grid": True,
+    "axes.axisbelow": True, "grid.color": "#88888855", "grid.linewidth": 0.5,
+}  # fmt: skip
+PALETTE = ["#4c78a8", "#e08a3c", "#b7621b", "#54a08a", "#2c7563", "#9a9a9a", "#b4b4b4", "#cdcdcd"]
+
+
+def svg(plot: matplotlib.figure.Figure, name: str) -> str:
+    """A figure as inline SVG whose text and axes take the colour of the page; name keeps the ids of several apart."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({**LOOK, "svg.fonttype": "none", "svg.hashsalt": name}):
+        plot.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor").replace("<svg ", f'<svg role="img" aria-label="plot of {name}" ', 1)
+
+
+def figure(number: int, frame: pandas.DataFrame, records: list[dict]) -> matplotlib.figure.Figure:
+    """The plot of one table; says "not run" where there is nothing to draw."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(LOOK):
+        plot = Figure(figsize=(9, 3.3), layout="constrained")
+        axes = list(plot.subplots(1, {2: 4, 5: 1, 6: 1}.get(number, 2), squeeze=False).flatten())
+        _draw(number, frame, records, axes)
+        for axis in axes:
+            if not axis.has_data():
+                axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes)
+                axis.set(xticks=[], yticks=[])
+    return plot
+
+
+def _draw(number: int, frame: pandas.DataFrame, records: list[dict], axes: list) -> None:
+    if number == 1:
+        counts = frame[frame["metric"] == "count"]
+        for axis, column in zip(axes, dict.fromkeys(counts["column"]), strict=True):
+            _points(axis, counts[counts["column"] == column], "row", f"{column.lower()} (log axis)", log=True)
+    elif number in (2, 3):
+        _curves(axes, records, number)
+    elif number == 4:
+        _points(axes[0], frame[frame["row"] == "Perplexity"], "column", "test perplexity (log axis)", log=True)
+        _points(axes[1], frame[frame["row"] == "Perplexity before this training"], "column", "before fine-tuning (log axis)", log=True)
+    elif number in (5, 6):
+        _bars(axes[0], frame.drop_duplicates(["row", "column"]))
+    else:
+        _points(axes[0], frame[frame["column"] == "Wikitext-103 (pp.)"], "row", "test perplexity (log axis)", log=True)
+        _points(axes[1], frame[frame["column"] == "MNLI (f1)"], "row", "MNLI f1, %", log=False)
+
+
+def _points(axis: Any, frame: pandas.DataFrame, names: str, label: str, log: bool) -> None:
+    """Ours as a dot with its standard deviation, the paper's as a ring, one line per model."""
+    frame = frame.iloc[::-1]
+    known = frame[frame["ours"].notna()]
+    if known.empty:
+        return
+    axis.plot(frame["paper"].astype(float), frame[names], "o", mfc="none", mec="#888888", ms=8, label="paper" if frame["paper"].notna().any() else None)
+    axis.errorbar(known["ours"].astype(float), known[names], xerr=known["sd"].fillna(0), fmt="o", color=PALETTE[0], ms=6, capsize=3, label="ours")
+    if log:
+        _plain_log(axis, "x")
+    axis.set(xlabel=label, ylim=(-0.6, len(frame) - 0.4))
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
+
+
+def _plain_log(axis: Any, which: str) -> None:
+    """A log axis labelled 20, 50, 100; in-between ticks are labelled only where it spans less than two decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    getattr(axis, f"set_{which}scale")("log")
+    low, high = sorted(getattr(axis, f"get_{which}lim")())
+    plain, line = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"), getattr(axis, f"{which}axis")
+    line.set_major_formatter(plain)
+    line.set_minor_locator(LogLocator(subs=(2, 3, 4, 5, 6, 8) if high < 10 * low else (2, 5)))
+    line.set_minor_formatter(plain if high < 100 * low else NullFormatter())
+    axis.tick_params(axis=which, which="minor", labelsize=8)
+
+
+def _bars(axis: Any, frame: pandas.DataFrame) -> None:
+    """One group per column, one bar per row, standard deviations as whiskers, the paper's values as short dashes."""
+    columns, rows = list(dict.fromkeys(frame["column"])), list(dict.fromkeys(frame["row"]))
+    if frame["ours"].isna().all():
+        return
+    width = 0.84 / len(rows)
+    for at, (row, colour) in enumerate(zip(rows, PALETTE, strict=False)):
+        lines = frame[frame["row"] == row].set_index("column").reindex(columns)
+        places = [place + (at - (len(rows) - 1) / 2) * width for place in range(len(columns))]
+        whiskers = {"yerr": lines["sd"].fillna(0), "error_kw": {"lw": 0.8, "ecolor": "#888888"}}
+        axis.bar(places, lines["ours"].astype(float), 0.9 * width, color=colour, label=row, **whiskers)
+        axis.hlines(lines["paper"].astype(float), [p - width / 2 for p in places], [p + width / 2 for p in places], color="#888888", lw=1.4)
+    axis.plot([], [], color="#888888", lw=1.4, label="printed in the paper")
+    axis.set_xticks(range(len(columns)), [name.replace(" (", "\n(") for name in columns])
+    axis.set_ylabel("score, %")
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderpad=0)
+
+
+def _curves(axes: list, records: list[dict], number: int) -> None:
+    """Table 2: the four terms of the loss while pre-training; Table 3: loss and validation perplexity of the two pretrained models."""
+    objectives = ["lm", "kd", "lm_kd"]
+    kinds = {2: ("pretrain", "step", ["embedding", "attention", "hidden", "cross_entropy"]), 3: ("pretrained", "tokens", ["loss", "valid_perplexity"])}
+    kind, across, terms = kinds[number]
+    chosen = [r for r in records if r["stage"] == kind and r["metrics"].get("log") and r["fields"].get("seed") in (None, 0)]
+    for axis, term in zip(axes, terms, strict=True):
+        for at, record in enumerate(chosen):
+            entries = [entry for entry in record["metrics"]["log"] if entry.get(term)]
+            name = record["fields"].get("model") or f"{record['fields']['objective'].upper().replace('_', ' + ')} on {record['fields']['on']}"
+            colour = PALETTE[at % 5] if number == 3 else PALETTE[objectives.index(record["fields"]["objective"])]
+            style = "--" if record["fields"].get("on") == "wiki" else "-"
+            if entries:
+                axis.plot([entry[across] for entry in entries], [entry[term] for entry in entries], style, color=colour, lw=1.2, label=name)
+        axis.set_title(term.replace("_", " "), fontsize=9)
+        axis.set(xlabel={"step": "step", "tokens": "tokens seen"}[across])
+        if axis.has_data():
+            _plain_log(axis, "y")
+    shown = max(axes, key=lambda axis: len(axis.lines))
+    if shown.lines:
+        shown.figure.legend(*shown.get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -1,0 +1,192 @@
+"""Results on disk: a stage's key, its lock, its manifest and provenance.
+
+A result is the folder `<home>/<kind>/<slug>-<hash>/` with metrics.json, further files, and manifest.json, which is
+written last; then one atomic rename makes it real. What has no intact manifest is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scikit-learn", "pandas")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work. `settings` is everything beside the fields that changes the result; `cost` is FLOPs (not hashed)."""
+
+    kind: str
+    fields: tuple[tuple[str, object], ...]
+    settings: str  # JSON
+    inputs: tuple[Stage, ...] = ()
+    version: int = 1
+    cost: float = field(default=0.0, compare=False)
+
+    @cached_property
+    def hash(self) -> str:
+        """12 hex digits over kind, fields, settings, version and the inputs' hashes."""
+        payload = [self.kind, self.fields, self.settings, self.version, [i.hash for i in self.inputs]]
+        return hashlib.sha256(json.dumps(payload).encode()).hexdigest()[:12]
+
+    @property
+    def slug(self) -> str:
+        """Readable part of the folder's name, also used in logs."""
+        return "-".join(str(v) for _, v in self.fields) or "all"
+
+    @property
+    def path(self) -> str:
+        """Folder relative to the store."""
+        return f"{self.kind}/{self.slug}-{self.hash}"
+
+    def __getitem__(self, name: str):
+        return dict(self.fields)[name]
+
+
+class StoreError(Exception):
+    """A store that cannot be used; the message is one line that says what to do."""
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@lru_cache
+def environment() -> dict:
+    """Versions, device and commit of this process, for provenance."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    try:
+        root = Path(__file__).parent.parent
+        commit = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+    except OSError:
+        commit = ""
+    return {"packages": found, "python": platform.python_version(), "device": cpu_name(), "cores": os.cpu_count(), "system": platform.system(), "commit": commit}
+
+
+def cpu_name() -> str:
+    """Processor name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+class Store:
+    """The results below one folder; safe for several processes."""
+
+    def __init__(self, home: Path | str | None = None):
+        self.home = Path(home or os.environ.get("KN_HOME") or "artifacts").absolute()
+
+    def open(self) -> Store:
+        """Make the folder and see that it can be written; StoreError otherwise."""
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            probe = self.home / f".probe-{os.getpid()}"
+            probe.write_text("x")
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(f"the store {self.home} cannot be written ({error.strerror}): choose another folder with KN_HOME=…") from None
+        return self
+
+    def folder(self, stage: Stage) -> Path:
+        """Where the stage's result lies, whether it exists or not."""
+        return self.home / stage.path
+
+    def damage(self, stage: Stage, deep: bool = False) -> str | None:
+        """None for an intact result, else what is wrong; sizes and metrics.json are always checked, all contents if `deep`."""
+        folder = self.folder(stage)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            for name, (size, digest) in manifest["files"].items():
+                path = folder / name
+                if path.stat().st_size != size:
+                    return f"{name} has another size than the manifest says"
+                if (deep or name == "metrics.json") and file_sha256(path) != digest:
+                    return f"{name} has another content than the manifest says"
+            return None if manifest["hash"] == stage.hash else "the manifest belongs to another stage"
+        except FileNotFoundError as error:
+            return "not there" if not folder.exists() else f"{Path(error.filename).name} is missing"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"the manifest cannot be read ({type(error).__name__})"
+
+    def has(self, stage: Stage) -> bool:
+        """Whether an intact result is there."""
+        return self.damage(stage) is None
+
+    def metrics(self, stage: Stage) -> dict:
+        """The stage's metrics.json; StoreError where there is no intact one."""
+        wrong = self.damage(stage)
+        if wrong:
+            raise StoreError(f"{stage.path}: {wrong}; run ./run_all.sh to make it again")
+        return json.loads((self.folder(stage) / "metrics.json").read_text())
+
+    def record(self, stage: Stage) -> dict:
+        """What reports read: kind, fields, metrics, path and provenance."""
+        metrics = self.metrics(stage)
+        provenance = json.loads((self.folder(stage) / "manifest.json").read_text())["provenance"]
+        return {"stage": stage.kind, "fields": dict(stage.fields), "metrics": metrics, "path": stage.path, "provenance": provenance}
+
+    def make(self, stage: Stage, work) -> bool:
+        """Run work(stage, temporary folder, store) -> metrics unless an intact result is there; True if it ran."""
+        from filelock import FileLock
+
+        final = self.folder(stage)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(final.with_name(final.name + ".lock")):
+            if self.damage(stage, deep=True) is None:
+                return False
+            temporary = final.with_name(f"{final.name}.tmp")  # the lock makes it ours: what lies there is a dead run's
+            for rubbish in (final, temporary):
+                shutil.rmtree(rubbish, ignore_errors=True)
+            temporary.mkdir()
+            try:
+                started, clock = time.time(), time.monotonic()
+                metrics = work(stage, temporary, self)
+                provenance = {"started": started, "wall_seconds": time.monotonic() - clock, "peak_bytes": peak_bytes(), "cost": stage.cost, **environment()}
+                self._finish(stage, temporary, metrics, provenance)
+                temporary.rename(final)
+            except OSError as error:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise StoreError(f"{stage.path} could not be written ({error.strerror or error}): free some space or choose another folder with KN_HOME=…") from error
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        return True
+
+    @staticmethod
+    def _finish(stage: Stage, folder: Path, metrics: dict, provenance: dict) -> None:
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
+        paths = sorted(p for p in folder.rglob("*") if p.is_file())
+        files = {p.relative_to(folder).as_posix(): (p.stat().st_size, file_sha256(p)) for p in paths}
+        inputs = [i.path for i in stage.inputs]
+        manifest = {"kind": stage.kind, "hash": stage.hash, "fields": dict(stage.fields), "settings": json.loads(stage.settings), "inputs": inputs, "files": files, "provenance": provenance}
+        part = folder / "manifest.part"
+        part.write_text(json.dumps(manifest, indent=1))
+        with part.open() as handle:
+            os.fsync(handle.fileno())
+        part.rename(folder / "manifest.json")
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far (ru_maxrss is in KiB, on macOS in bytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

@@ -1,0 +1,315 @@
+"""The work of each stage: work(stage, folder, store) -> metrics. Files go into `folder`, nothing else is touched."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, TrainingArguments, logging, set_seed
+
+from . import corpora, evaluate, glue
+from .distill import Distillation, DistillTrainer
+from .gpt2 import KnGPT2Config, KnGPT2ForSequenceClassification, KnGPT2LMHeadModel, KroneckerSpec, compress, count_parameters
+from .store import Stage, Store, cpu_name
+
+ASSETS = Path(__file__).parent / "assets"
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+def settings_of(stage: Stage) -> dict:
+    """The stage's settings as a dictionary."""
+    return json.loads(stage.settings)
+
+
+def needed(stage: Stage, kind: str, **fields) -> Stage:
+    """The one input of this kind (and fields)."""
+    found = [i for i in stage.inputs if i.kind == kind and all(i[k] == v for k, v in fields.items())]
+    if len(found) != 1:
+        raise RuntimeError(f"{stage.path} has {len(found)} inputs of kind {kind}, wanted one")
+    return found[0]
+
+
+def load_model(folder: Path, task: str = "lm", labels: int = 0):
+    """A saved GPT-2 or KnGPT2 as language model or, with a fresh head of `labels` outputs, as classifier."""
+    compressed = json.loads((folder / "config.json").read_text())["model_type"] == "kngpt2"
+    classes = (KnGPT2LMHeadModel, KnGPT2ForSequenceClassification) if compressed else (GPT2LMHeadModel, GPT2ForSequenceClassification)
+    extra = {"num_labels": labels} if task == "glue" else {}
+    model = classes[task == "glue"].from_pretrained(folder, attn_implementation="eager", local_files_only=True, dtype=torch.float32, **extra)
+    model.config.pad_token_id, model.config.use_cache = model.config.eos_token_id, False
+    return model
+
+
+def rows_of(store: Store, stage: Stage) -> dict[str, torch.Tensor]:
+    """Token rows of the corpus stage: name → (n, context)."""
+    return load_file(store.folder(needed(stage, "corpus")) / "rows.safetensors")
+
+
+def tokenizer_of(settings: dict):
+    """The committed tokenizer."""
+    return AutoTokenizer.from_pretrained(ASSETS / settings["assets"] / "tokenizer", local_files_only=True)
+
+
+def corpus(stage: Stage, folder: Path, store: Store) -> dict:
+    """Documentation text → documents, token rows, fingerprint."""
+    settings = settings_of(stage)
+    text = settings["text"]
+    groups = {"web": tuple(text["web"]), "wiki": tuple(text["wiki"])}
+    built = corpora.build(groups, {g: tuple(text[f"{g}_shares"]) for g in groups})
+    tokenizer = tokenizer_of(settings)
+    tokenizer.model_max_length = 10**9
+    rows, metrics = {}, {"fingerprint": corpora.fingerprint(built)}
+    metrics["as_committed"] = not text["fingerprint"] or metrics["fingerprint"] == text["fingerprint"]
+    splits = {f"{g}_{s}": getattr(c, s) for g, c in built.items() for s in ("train", "valid", "test")}
+    splits = {name: docs[: text["limit"]] if text["limit"] else docs for name, docs in splits.items()}
+    splits["sample"] = corpora.sample(splits["web_train"], text["sample"], text["sample_seed"])
+    for name, docs in splits.items():
+        rows[name] = corpora.pack(tokenizer, docs, settings["context"]).to(torch.int32)
+        counts = {"documents": len(docs), "bytes": sum(len(d.encode()) for d in docs), "words": sum(len(d.split()) for d in docs), "tokens": rows[name].numel()}
+        group, _, split = name.partition("_")
+        (metrics.setdefault(group, {}) if split else metrics)[split or name] = counts
+        (folder / f"{name}.json").write_text(json.dumps(docs))
+    save_file(rows, folder / "rows.safetensors")
+    return metrics
+
+
+def twins(stage: Stage, folder: Path, store: Store) -> dict:
+    """The seven tasks made of documentation text, in GLUE's layout; test labels in files of their own."""
+    from .twins import build_twins
+
+    settings, source = settings_of(stage), store.folder(needed(stage, "corpus"))
+    docs = {name: tuple(json.loads((source / f"{name}.json").read_text())) for name in ("web_train", "web_valid", "web_test", "wiki_valid", "wiki_test")}
+    sizes = {task: tuple(size) for task, size in settings["sizes"].items()}
+    made = build_twins(docs["web_train"], docs["web_valid"], docs["web_test"], sizes, settings["seed"], docs["wiki_valid"], docs["wiki_test"])
+    metrics = {}
+    for task, splits in made.items():
+        glue.write_task(folder, task, splits)
+        counts = {name.partition("_")[0]: 0 for name in splits}
+        for name, rows in splits.items():
+            counts[name.partition("_")[0]] += len(rows)
+        metrics[task] = {**counts, "majority": majority(task, splits)}
+    return metrics
+
+
+def majority(task: str, splits: dict) -> dict:
+    """Scores on dev of always answering the most frequent training label."""
+    labels = [row["label"] for row in splits["train"]]
+    guess = max(set(labels), key=labels.count)
+    return dev_scores(task, {name: [guess] * len(rows) for name, rows in splits.items() if name.startswith("dev")}, splits)
+
+
+def dev_scores(task: str, predictions: dict[str, list[int]], splits: dict) -> dict:
+    """GLUE's metrics on the dev split(s) of a task."""
+    parts = {name: (predictions[name], [row["label"] for row in splits[name]]) for name in predictions}
+    return glue.score(task, parts)
+
+
+def pretrained(stage: Stage, folder: Path, store: Store) -> dict:
+    """A committed pretrained model (float16) as float32, its recipe's cost, and its perplexities."""
+    settings, name = settings_of(stage), stage["model"]
+    source = ASSETS / settings["assets"] / name
+    model = load_model(source)
+    model.save_pretrained(folder / "model")
+    recipe = json.loads((source / "recipe.json").read_text())
+    log = [json.loads(line) for line in (source / "log.jsonl").read_text().splitlines()]
+    return {**describe(model, folder / "model"), **recipe["measured"], "log": log, "perplexity": perplexities(model, rows_of(store, stage), settings["precision"])}
+
+
+def describe(model, folder: Path) -> dict:
+    """Parameters, bytes and shapes of a saved model."""
+    return {"parameters": count_parameters(model), "bytes": evaluate.disk_bytes(folder), "shapes": evaluate.shapes(model)}
+
+
+def perplexities(model, rows: dict, precision: str, groups=("web", "wiki")) -> dict:
+    """Perplexity on valid and test of each domain."""
+    return {g: {s: evaluate.perplexity(model, rows[f"{g}_{s}"], precision) for s in ("valid", "test")} for g in groups}
+
+
+def decompose(stage: Stage, folder: Path, store: Store) -> dict:
+    """The SVD start: compress the teacher, no training."""
+    settings, clock = settings_of(stage), time.monotonic()
+    teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model")
+    student = compress(teacher, KroneckerSpec(**settings["compression"]))
+    seconds = time.monotonic() - clock
+    student.save_pretrained(folder / "model")
+    return {**describe(student, folder / "model"), "seconds": seconds, "perplexity": perplexities(student, rows_of(store, stage), settings["precision"])}
+
+
+def shapes(stage: Stage, folder: Path, store: Store) -> dict:
+    """Table 1 and parameter counts read off models that are really built (without memory for weights), at two sizes."""
+    settings, found = settings_of(stage), {}
+    model, spec = settings["model"], settings["compression"]
+    mini = {"vocab_size": model["vocabulary"], "n_positions": model["context"], "n_embd": model["width"], "n_layer": model["layers"], "n_head": model["heads"], "bos_token_id": 0, "eos_token_id": 0}
+    for name, fields in (("paper_size", {}), ("mini_size", mini)):
+        layers = GPT2Config(**fields).n_layer
+        with torch.device("meta"):
+            built = {
+                "GPT-2 Small": GPT2LMHeadModel(GPT2Config(**fields)),
+                "DistilGPT2": GPT2LMHeadModel(GPT2Config(**{**fields, "n_layer": layers // 2})),
+                "KnGPT2": KnGPT2LMHeadModel(KnGPT2Config(**fields, tie_word_embeddings=False, kronecker=spec)),
+            }
+        found[name] = {title: {**evaluate.shapes(m), "layers": m.config.n_layer, "parameters": count_parameters(m)} for title, m in built.items()}
+    return found
+
+
+class TokenRows(torch.utils.data.Dataset):
+    """Rows of token ids as language-model examples."""
+
+    def __init__(self, rows: torch.Tensor):
+        self.rows = rows.long()
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.rows[index], "labels": self.rows[index]}
+
+
+def run_trainer(model, data, collate, folder: Path, settings: dict, seed: int, distillation: Distillation, teacher=None) -> tuple[list[dict], dict]:
+    """Train with transformers' Trainer; returns its log and the hyper-parameters as they were used."""
+    how = settings["training"]
+    steps = how["max_steps"] or math.ceil(len(data) / how["batch_size"] * how["epochs"])
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"), per_device_train_batch_size=how["batch_size"], learning_rate=how["learning_rate"], max_steps=steps,
+        warmup_steps=round(how["warmup"] * steps), weight_decay=how["weight_decay"], lr_scheduler_type=how["schedule"], optim=how["optimizer"],
+        max_grad_norm=how["clip"], bf16=settings["precision"] == "bf16", use_cpu=not torch.cuda.is_available(), seed=seed, save_strategy="no",
+        logging_steps=max(1, steps // 25), logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, remove_unused_columns=False,
+        dataloader_pin_memory=False, train_sampling_strategy="group_by_length" if settings.get("group_by_length") else "random",
+    )  # fmt: skip
+    trainer = DistillTrainer(model=model, args=arguments, train_dataset=data, data_collator=collate, distillation=distillation, teacher=teacher)
+    trainer.remove_callback(next(c for c in (type(c) for c in trainer.callback_handler.callbacks) if c.__name__ in ("PrinterCallback", "ProgressCallback")))
+    trainer.train()
+    shutil.rmtree(folder / "trainer", ignore_errors=True)
+    keep = ("step", "loss", "embedding", "attention", "hidden", "cross_entropy", "logits", "learning_rate")
+    log = [{k: line[k] for k in keep if k in line} for line in trainer.state.log_history if "loss" in line]
+    bad = [line["step"] for line in log if not math.isfinite(line["loss"])]
+    if bad:
+        raise FloatingPointError(f"the loss is not finite at step {bad[0]}: lower the learning rate ({how['learning_rate']}) or use float32")
+    return log, {**how, "steps": steps, "method": distillation.method, "direction": distillation.direction, "hidden_point": distillation.hidden_point, "precision": settings["precision"], "seed": seed}
+
+
+def lm_collate(items: list[dict]) -> dict[str, torch.Tensor]:
+    """Stack equally long token rows."""
+    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+
+def distillation_of(settings: dict, method: str, alphas=None) -> Distillation:
+    """A Distillation from the stage's readings."""
+    r = settings["readings"]
+    return Distillation(method, tuple(alphas or settings["training"]["alphas"]), r["direction"], r["hidden_point"], r["logit_term"], r["kd_weight"], r["temperature"])
+
+
+OBJECTIVES = {"lm": ("none", None), "kd": ("ilkd", 0.0), "lm_kd": ("ilkd", 1.0)}  # method, factor on α4
+
+
+def pretrain(stage: Stage, folder: Path, store: Store) -> dict:
+    """Light pre-training of the SVD start (§4.2), or one arm of the ablation (§4.4)."""
+    settings, rows, clock = settings_of(stage), rows_of(store, stage), time.monotonic()
+    set_seed(stage["seed"])
+    student = load_model(store.folder(needed(stage, "decompose")) / "model")
+    method, factor = OBJECTIVES[stage["objective"]]
+    alphas = list(settings["training"]["alphas"])
+    alphas[3] *= 1.0 if factor is None else factor
+    teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model") if method == "ilkd" else None
+    data = TokenRows(rows["sample" if stage["on"] == "web" else "wiki_train"])
+    log, hyper = run_trainer(student, data, lm_collate, folder, settings, stage["seed"], distillation_of(settings, method, alphas), teacher)
+    seconds = time.monotonic() - clock
+    student.save_pretrained(folder / "model")
+    tokens = hyper["steps"] * hyper["batch_size"] * data.rows.shape[1]
+    share = min(1.0, tokens / data.rows.numel())
+    corpus_metrics = store.metrics(needed(stage, "corpus"))
+    seen = corpus_metrics["sample"] if stage["on"] == "web" else corpus_metrics["wiki"]["train"]
+    hyper = {**hyper, "alphas": alphas if method == "ilkd" else [0.0, 0.0, 0.0, 1.0], "context": data.rows.shape[1]}
+    return {**describe(student, folder / "model"), "steps": hyper["steps"], "tokens": tokens, "hours": seconds / 3600, "data_bytes": round(seen["bytes"] * share),
+            "hardware": cpu_name(), "hyper": hyper, "log": log, "perplexity": perplexities(student, rows, settings["precision"])}  # fmt: skip
+
+
+def finetune_lm(stage: Stage, folder: Path, store: Store) -> dict:
+    """Fine-tuning on the wiki corpus for Table 4."""
+    settings, rows, clock = settings_of(stage), rows_of(store, stage), time.monotonic()
+    set_seed(stage["seed"])
+    source = next(i for i in stage.inputs if i.kind in ("pretrained", "pretrain"))
+    model = load_model(store.folder(source) / "model")
+    ilkd = settings["ilkd"]
+    teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model") if ilkd else None
+    data = TokenRows(rows["wiki_train"])
+    log, hyper = run_trainer(model, data, lm_collate, folder, settings, stage["seed"], distillation_of(settings, "ilkd" if ilkd else "none"), teacher)
+    seconds = time.monotonic() - clock
+    found = perplexities(model, rows, settings["precision"], ("wiki",))
+    size = store.metrics(needed(stage, "corpus"))["wiki"]["test"]
+    return {"hyper": hyper, "log": log, "perplexity": found, "hours": seconds / 3600, "word_perplexity": {"test": evaluate.per_word(found["wiki"]["test"], size["tokens"], size["words"])}}
+
+
+def glue_data(store: Store, stage: Stage, settings: dict, only: int | None = None):
+    """(splits, encoded splits) of the stage's task; `only` keeps one of the two sentences."""
+    splits = glue.read_task(store.folder(needed(stage, "twins")), stage["task"])
+    if only is not None:
+        splits = {name: [{**row, "texts": row["texts"][only : only + 1]} for row in rows] for name, rows in splits.items()}
+    tokenizer = tokenizer_of(settings)
+    return splits, {name: glue.encode(tokenizer, rows, settings["max_length"]) for name, rows in splits.items()}
+
+
+def train_classifier(stage: Stage, folder: Path, settings: dict, model, encoded: dict, distillation: Distillation, teacher=None):
+    """Fine-tune a classifier on encoded["train"] in batches of similar length."""
+    from datasets import Dataset
+
+    pad_id = model.config.pad_token_id
+
+    def collate(items: list[dict]) -> dict[str, torch.Tensor]:
+        return {**evaluate.pad([item["input_ids"] for item in items], pad_id), "labels": torch.tensor([item["label"] for item in items])}
+
+    data = Dataset.from_dict({k: encoded["train"][k] for k in ("input_ids", "label")})
+    return run_trainer(model, data, collate, folder, {**settings, "group_by_length": True}, stage["seed"], distillation, teacher)
+
+
+def finetune_glue(stage: Stage, folder: Path, store: Store) -> dict:
+    """One row and one task of Tables 5-7: fine-tune, score on dev, predict test into submission files."""
+    settings, task, clock = settings_of(stage), stage["task"], time.monotonic()
+    set_seed(stage["seed"])
+    source = next(i for i in stage.inputs if i.kind in ("pretrained", "pretrain", "decompose"))
+    labels = len(glue.TASKS[task].labels)
+    model = load_model(store.folder(source) / "model", "glue", labels)
+    splits, encoded = glue_data(store, stage, settings)
+    guides = [i for i in stage.inputs if i.kind == "finetune_glue"]
+    teacher = load_model(store.folder(guides[0]) / "model", "glue", labels) if guides else None
+    log, hyper = train_classifier(stage, folder, settings, model, encoded, distillation_of(settings, settings["method"]), teacher)
+    seconds = time.monotonic() - clock
+    answers = {name: evaluate.predict(model, encoded[name], settings["precision"]) for name in encoded if name != "train"}
+    glue.write_submission(folder / "submission", task, {n: a for n, a in answers.items() if n.startswith("test")})
+    if settings["keep_model"]:
+        model.save_pretrained(folder / "model")
+    return {"hyper": hyper, "log": log, "hours": seconds / 3600, "dev": dev_scores(task, {n: a for n, a in answers.items() if n.startswith("dev")}, splits)}
+
+
+def twin_check(stage: Stage, folder: Path, store: Store) -> dict:
+    """What a task gives away: a random-initialised model, or the teacher with only one of the two sentences."""
+    settings, task = settings_of(stage), stage["task"]
+    set_seed(stage["seed"])
+    labels = len(glue.TASKS[task].labels)
+    model = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model", "glue", labels)
+    if stage["check"] == "random":
+        model = GPT2ForSequenceClassification(model.config)
+    only = {"random": None, "first_sentence": 0, "second_sentence": 1}[stage["check"]]
+    splits, encoded = glue_data(store, stage, settings, only)
+    _, hyper = train_classifier(stage, folder, settings, model, encoded, distillation_of(settings, "none"))
+    answers = {name: evaluate.predict(model, encoded[name], settings["precision"]) for name in encoded if name.startswith("dev")}
+    return {"hyper": hyper, "dev": dev_scores(task, answers, splits)}
+
+
+def score(stage: Stage, folder: Path, store: Store) -> dict:
+    """Table 6: submission files, written earlier, scored against the test labels that were kept aside."""
+    labels, metrics = store.folder(needed(stage, "twins")), {}
+    for item in stage.inputs:
+        if item.kind == "finetune_glue":
+            source = store.folder(item) / "submission"
+            shutil.copytree(source, folder / "submission", dirs_exist_ok=True)
+            metrics[item["task"]] = glue.grade(source, item["task"], labels)
+    return metrics
+
+
+WORK = {f.__name__: f for f in (corpus, twins, pretrained, decompose, shapes, pretrain, finetune_lm, finetune_glue, twin_check, score)}

@@ -1,0 +1,155 @@
+"""The documentation-made tasks: same rows every time, nothing shared between splits, no shortcut that a word list could take."""
+
+# ruff: noqa: SIM905 (word lists read better as one string)
+import random
+from collections import Counter
+
+import pytest
+
+from kn import glue, twins
+
+SIZES = dict.fromkeys(twins.SIZES, (240, 90, 90))
+NOUNS = "matrix vector window button folder server client column record packet filter buffer cursor kernel signal socket thread widget module branch".split()
+VERBS = "stores updates reads writes copies moves sorts merges splits loads".split()
+ADJECTIVES = "nested hidden shared stable empty sorted cached remote linear static".split()
+
+
+def made_up_docs(count, seed):
+    """Documents of sentences like `The hidden buffer reads the first column of a matrix.`"""
+    rng, docs = random.Random(seed), []
+    for _ in range(count):
+        lines = []
+        for _ in range(24):
+            verb, (a, b) = rng.choice(VERBS), rng.sample(ADJECTIVES, 2)
+            one, two, three, four = rng.sample(NOUNS, 4)
+            form = rng.choice(
+                (
+                    "The {a} {one} {verb} the first {two} of a {three}.",
+                    "This {one} {verb} every {a} {two} with the {three}.",
+                    "A {two} in the {one} is not {b} without the {four}.",
+                    "The {two} in a {one} is {a} if the {three} is {b}.",
+                )
+            )
+            lines.append(form.format(a=a, b=b, one=one, two=two, three=three, four=four, verb=verb))
+        docs.append("\n\n".join(" ".join(lines[i : i + 3]) for i in range(0, len(lines), 3)))
+    return tuple(docs)
+
+
+DOCS = {"train_docs": made_up_docs(60, 1), "dev_docs": made_up_docs(20, 2), "test_docs": made_up_docs(20, 3),
+        "other_dev_docs": made_up_docs(20, 4), "other_test_docs": made_up_docs(20, 5)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made():
+    return twins.build_twins(**DOCS, sizes=SIZES, seed=0)
+
+
+@pytest.fixture(scope="module")
+def real(request):
+    """The twins of mini's own text; skipped where no `corpus` fixture gives {"web": Corpus, "wiki": Corpus}."""
+    try:
+        corpus = request.getfixturevalue("corpus")
+    except pytest.FixtureLookupError:
+        pytest.skip("no corpus fixture: real text is needed to look for word lists")
+    web, wiki = corpus["web"], corpus["wiki"]
+    return twins.build_twins(web.train, web.valid, web.test, other_dev_docs=wiki.valid, other_test_docs=wiki.test)
+
+
+def word_list_accuracy(splits, dev):
+    """Accuracy in percent on the dev splits of a logistic regression on words and pairs of words, each text's on their own."""
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    sides = range(len(splits["train"][0]["texts"]))
+    counters = [CountVectorizer(ngram_range=(1, 2), min_df=2).fit([row["texts"][i] for row in splits["train"]]) for i in sides]
+
+    def features(rows):
+        return hstack([counter.transform([row["texts"][i] for row in rows]) for i, counter in enumerate(counters)]).tocsr()
+
+    fitted = LogisticRegression(C=0.1, max_iter=200).fit(features(splits["train"]), [row["label"] for row in splits["train"]])
+    rows = [row for split in dev for row in splits[split]]
+    return 100 * fitted.score(features(rows), [row["label"] for row in rows])
+
+
+def test_the_same_inputs_give_the_same_rows(made):
+    assert twins.build_twins(**DOCS, sizes=SIZES, seed=0) == made
+    assert twins.build_twins(**DOCS, sizes=SIZES, seed=1) != made
+
+
+def test_each_task_has_glue_s_splits_and_the_sizes_asked_for(made):
+    assert set(made) == set(glue.TASKS) == set(twins.SIZES)
+    for name, splits in made.items():
+        assert tuple(splits) == glue.TASKS[name].splits
+        assert {split: len(rows) for split, rows in splits.items()} == {split: 240 if split == "train" else 90 for split in splits}, name
+        assert all([row["index"] for row in rows] == list(range(len(rows))) for rows in splits.values())
+    assert sum(train for train, _, _ in twins.SIZES.values()) <= 16_000
+
+
+def test_no_text_stands_in_two_splits(made):
+    for name, splits in made.items():
+        seen = Counter(text for rows in splits.values() for text in {text for row in rows for text in row["texts"]})
+        assert max(seen.values()) == 1, name
+
+
+def test_labels_are_even(made):
+    for name, splits in made.items():
+        for split, rows in splits.items():
+            counts = Counter(row["label"] for row in rows)
+            assert set(counts) == set(range(len(glue.TASKS[name].labels))), (name, split)
+            assert max(counts.values()) - min(counts.values()) <= 1, (name, split)
+
+
+def test_texts_are_short_and_not_empty(made):
+    for name, splits in made.items():
+        for row in (row for rows in splits.values() for row in rows):
+            assert len(row["texts"]) == len(glue.TASKS[name].texts)
+            assert all(3 <= len(text.split()) <= 30 and "\t" not in text and "\n" not in text for text in row["texts"]), row
+
+
+def test_no_label_has_more_negations_or_longer_texts(made):
+    for name, splits in made.items():
+        share, length = {}, {}
+        for label in range(len(glue.TASKS[name].labels)):
+            rows = [row for rows in splits.values() for row in rows if row["label"] == label]
+            texts = [text for row in rows for text in row["texts"]]
+            share[label] = sum("not" in text.split() or "without" in text.split() for text in texts) / len(texts)
+            length[label] = sum(len(text.split()) for text in texts) / len(texts)
+        assert max(share.values()) - min(share.values()) <= 0.10, (name, share)  # two standard deviations at about 140 rows a label
+        assert max(length.values()) - min(length.values()) <= 0.8, (name, length)  # words
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(ValueError) as error:
+        twins.build_twins((), (), (), sizes={"wnli": (1, 1, 1)})
+    assert str(error.value) == "unknown task 'wnli', allowed: cola, rte, mrpc, sst2, mnli, qnli, qqp"
+
+
+def test_too_little_text_gives_fewer_rows_and_no_error():
+    rows = twins.build_twins(("Only one short sentence stands in this document.",), (), (), sizes={"rte": (5, 5, 5)})["rte"]
+    assert rows == {"train": [], "dev": [], "test": []}
+
+
+def test_polarity_turns_back():
+    words = tuple("the first row is not empty".split())
+    versions = {twins.turn(words, random.Random(seed)) for seed in range(20)}
+    assert versions == {tuple("the last row is not empty".split()), tuple("the first column is not empty".split()), tuple("the first row is empty".split())}
+    assert twins.turn(tuple("nothing here".split()), random.Random(0)) is None
+
+
+def test_a_moved_clause_keeps_every_word():
+    moved = twins.front("raise an error there if the list is empty".split())
+    assert moved == "if the list is empty, raise an error there".split()
+
+
+@pytest.mark.parametrize("name", ["rte", "mrpc", "mnli", "qnli", "qqp"])
+def test_a_word_list_learns_nothing_from_made_up_pairs(made, name):
+    even = 100 / len(glue.TASKS[name].labels)
+    assert word_list_accuracy(made[name], glue.TASKS[name].dev) <= even + 15  # 90 rows: three standard deviations
+
+
+@pytest.mark.parametrize("name", glue.TASKS)
+def test_a_word_list_learns_little_from_the_real_text(real, name):
+    # CoLA and SST-2 are single texts, in which a broken pair of words or a repeated one is a (weak) cue of its own
+    bound = 8 if len(glue.TASKS[name].texts) == 2 else 16
+    assert word_list_accuracy(real[name], glue.TASKS[name].dev) <= 100 / len(glue.TASKS[name].labels) + bound
