@@ -146,6 +146,11 @@ class Store:
         provenance = json.loads((self.folder(stage) / "manifest.json").read_text())["provenance"]
         return {"stage": stage.kind, "fields": dict(stage.fields), "metrics": metrics, "path": stage.path, "provenance": provenance}
 
+    def forget(self, stages: list[Stage]) -> None:
+        """Remove these results."""
+        for item in stages:
+            shutil.rmtree(self.folder(item), ignore_errors=True)
+
     def make(self, stage: Stage, work) -> bool:
         """Run work(stage, temporary folder, store) -> metrics unless an intact result is there; True if it ran."""
         from filelock import FileLock

@@ -88,7 +88,7 @@ def twins(stage: Stage, folder: Path, store: Store) -> dict:
     made = build_twins(docs["web_train"], docs["web_valid"], docs["web_test"], sizes, settings["seed"], docs["wiki_valid"], docs["wiki_test"])
     metrics = {}
     for task, splits in made.items():
-        glue.write_task(folder, task, splits)
+        glue.write_task(folder / task, task, splits)
         counts = {name.partition("_")[0]: 0 for name in splits}
         for name, rows in splits.items():
             counts[name.partition("_")[0]] += len(rows)
@@ -105,8 +105,8 @@ def majority(task: str, splits: dict) -> dict:
 
 def dev_scores(task: str, predictions: dict[str, list[int]], splits: dict) -> dict:
     """GLUE's metrics on the dev split(s) of a task."""
-    parts = {name: (predictions[name], [row["label"] for row in splits[name]]) for name in predictions}
-    return glue.score(task, parts)
+    parts = [(predictions[name], [row["label"] for row in splits[name]]) for name in glue.TASKS[task].dev]
+    return glue.score(task, *parts[0], pair=parts[1] if len(parts) > 1 else None)
 
 
 def pretrained(stage: Stage, folder: Path, store: Store) -> dict:
@@ -247,7 +247,7 @@ def finetune_lm(stage: Stage, folder: Path, store: Store) -> dict:
 
 def glue_data(store: Store, stage: Stage, settings: dict, only: int | None = None):
     """(splits, encoded splits) of the stage's task; `only` keeps one of the two sentences."""
-    splits = glue.read_task(store.folder(needed(stage, "twins")), stage["task"])
+    splits = glue.read_task(store.folder(needed(stage, "twins")) / stage["task"], stage["task"])
     if only is not None:
         splits = {name: [{**row, "texts": row["texts"][only : only + 1]} for row in rows] for name, rows in splits.items()}
     tokenizer = tokenizer_of(settings)
@@ -280,7 +280,8 @@ def finetune_glue(stage: Stage, folder: Path, store: Store) -> dict:
     log, hyper = train_classifier(stage, folder, settings, model, encoded, distillation_of(settings, settings["method"]), teacher)
     seconds = time.monotonic() - clock
     answers = {name: evaluate.predict(model, encoded[name], settings["precision"]) for name in encoded if name != "train"}
-    glue.write_submission(folder / "submission", task, {n: a for n, a in answers.items() if n.startswith("test")})
+    tests = glue.TASKS[task].test
+    glue.write_submission(folder / "submission", task, {n: answers[n] for n in tests} if len(tests) > 1 else answers[tests[0]])
     if settings["keep_model"]:
         model.save_pretrained(folder / "model")
     return {"hyper": hyper, "log": log, "hours": seconds / 3600, "dev": dev_scores(task, {n: a for n, a in answers.items() if n.startswith("dev")}, splits)}
@@ -308,8 +309,9 @@ def score(stage: Stage, folder: Path, store: Store) -> dict:
         if item.kind == "finetune_glue":
             source = store.folder(item) / "submission"
             shutil.copytree(source, folder / "submission", dirs_exist_ok=True)
-            metrics[item["task"]] = glue.grade(source, item["task"], labels)
-    return metrics
+            metrics[item["task"]] = glue.grade(source, item["task"], labels / item["task"])
+    _, filled = glue.zip_submission(folder / "submission")
+    return {"tasks": metrics, "filled_with_a_constant": filled}
 
 
 WORK = {f.__name__: f for f in (corpus, twins, pretrained, decompose, shapes, pretrain, finetune_lm, finetune_glue, twin_check, score)}

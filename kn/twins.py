@@ -111,8 +111,9 @@ class Lexicon:
 
         self.counts = Counter(_core(w) for s in train for w in s)
         self.synonyms = {w for group in SYNONYMS for phrase in group for w in phrase.split()}
+        fixed = FUNCTION | DROPPABLE
         frames = {w: i for i, (w, _) in enumerate(sorted(self.counts.items(), key=lambda e: (-e[1], e[0]))[:frame])}
-        words = sorted(w for w, n in self.counts.items() if n >= least and self.is_content(w))
+        words = sorted(w for w, n in self.counts.items() if n >= least and len(w) >= 4 and w.isalpha() and w not in fixed)
         place, edge = {w: i for i, w in enumerate(words)}, len(frames)  # `edge` stands for the sentence's start, end, or a comma
         table = np.zeros((len(words), 2 * edge + 2))  # how often each frame word stands before (first half) and after (second half)
         for s in train:
@@ -121,13 +122,11 @@ class Lexicon:
                 if (row := place.get(core)) is not None:
                     before = frames.get(cores[i - 1]) if i else edge
                     after = edge if i + 1 == len(cores) or s[i][-1] in ",;" else frames.get(cores[i + 1])
-                    for half, column in enumerate((before, after)):
-                        if column is not None:
-                            table[row, half * (edge + 1) + column] += 1
-        table = np.sqrt(table / np.maximum(table.sum(1, keepdims=True), 1))
-        near = np.round(table @ table.T, 4)
+                    table[row, [half * (edge + 1) + c for half, c in enumerate((before, after)) if c is not None]] += 1
+        table = np.rint(1000 * np.sqrt(table / np.maximum(table.sum(1, keepdims=True), 1)))
+        near = table @ table.T  # Bhattacharyya's measure in millionths: whole numbers, so that every processor finds the same
         count = np.array([self.counts[w] for w in words])
-        ratio = count[:, None] / count[None, :] if words else np.zeros((0, 0))
+        ratio = count[:, None] / count
         near[(ratio > 4) | (ratio < 0.25)] = -1  # about equally frequent, so that frequency is no cue
         np.fill_diagonal(near, -1)
         best = np.argsort(-near, axis=1, kind="stable")[:, :nearest]
@@ -140,10 +139,6 @@ class Lexicon:
         """Another word of the same class, none of `taken`, common words more often."""
         fresh = [w for w in self.pools.get(word, ()) if w not in taken]
         return rng.choices(fresh, [self.counts[w] for w in fresh])[0] if fresh else None
-
-    def is_content(self, word: str) -> bool:
-        """Whether a word may be exchanged: neither grammar nor in one of the lists that rewriting uses."""
-        return len(word) >= 4 and word.isalpha() and word not in FUNCTION and word not in DROPPABLE
 
     def places(self, words: Words) -> list[int]:
         """Positions of words that have a class and stand in no synonym list, so that rewording never touches them."""
@@ -160,8 +155,7 @@ def related(a: str, b: str) -> bool:
 
 def exchange(words: Words, rng: random.Random, lexicon: Lexicon) -> Words | None:
     """The content words replaced by others of their class; None if fewer than two could be."""
-    places = lexicon.places(words)
-    out = list(words)
+    places, out = lexicon.places(words), list(words)
     for i in places:
         if new := lexicon.draw(_core(words[i]), rng, set(map(_core, out))):
             out[i] = _like(words[i], new)
@@ -296,8 +290,7 @@ def make(name: str, words: Words, peer: Words, rng: random.Random, lexicon: Lexi
         return mnli(words, peer, rng)
     texts_of, same_label, other_label = COMPARISONS[name]
     same = rng.random() < 0.5
-    changed = exchange(words, rng, lexicon) if rng.random() < NEAR else peer
-    if not changed:
+    if not (changed := exchange(words, rng, lexicon) if rng.random() < NEAR else peer):
         return None
     first, second = (words, changed) if rng.random() < 0.5 else (changed, words)
     texts = texts_of(first, first if same else second, rng)
@@ -307,12 +300,12 @@ def make(name: str, words: Words, peer: Words, rng: random.Random, lexicon: Lexi
 # ---------------------------------------------------------------- rows
 
 
-def make_rows(name: str, lexicon: Lexicon, docs: Iterable[str], size: int, used: set[str], rng: random.Random) -> list[dict]:
-    """Up to `size` rows of a task, labels as even as the text allows; leaves out what is in `used` (texts of other splits) and adds its own texts."""
+def make_rows(name: str, lexicon: Lexicon, docs: list[list[Words]], size: int, used: set[str], rng: random.Random) -> list[dict]:
+    """Up to `size` rows of a task from documents as lists of sentences, labels as even as the text allows; leaves out what is in `used` (texts of other splits) and adds its own texts."""
     least, most = LENGTHS.get(name, (6, 12))
     order: dict[Words, Words] = {}  # sentence: the next one of its document (the first after the last)
     for doc in docs:
-        found = [words for words in dict.fromkeys(sentences(doc)) if least <= len(words) <= most and words not in order]
+        found = [words for words in doc if least <= len(words) <= most and words not in order]
         order |= dict(zip(found, [*found[1:], *found[:1]], strict=True)) if len(found) > 1 else {}
     order = dict(rng.sample(list(order.items()), len(order)))
     rows, mine, counts, each = [], set(), Counter(), -(-size // len(TASKS[name].labels))
@@ -320,10 +313,8 @@ def make_rows(name: str, lexicon: Lexicon, docs: Iterable[str], size: int, used:
         if len(rows) == size:
             break
         made = make(name, words, peer, rng, lexicon)
-        if not made or counts[made[1]] >= each or not used.isdisjoint(made[0]) or max(len(text.split()) for text in made[0]) > TEXT_WORDS:
-            continue
-        if mine.issuperset(made[0]):
-            continue  # there already; equal texts stay: only one label has them, so leaving them out would make a cue of what can be reworded
+        if not made or counts[made[1]] >= each or mine.issuperset(made[0]) or not used.isdisjoint(made[0]) or any(t.count(" ") >= TEXT_WORDS for t in made[0]):
+            continue  # two equal texts may stay: only one label has them, so leaving them out would make a cue of what cannot be reworded
         rows.append({"texts": made[0], "label": made[1], "index": len(rows)})
         counts[made[1]] += 1
         mine.update(made[0])
@@ -344,13 +335,13 @@ def build_twins(
 
     Each split is made from its own documents; no text of a task stands in two splits. MNLI's mismatched sets come from the `other` documents.
     """
-    sizes, train_docs = sizes or SIZES, list(train_docs)
+    sizes = sizes or SIZES
     if unknown := [name for name in sizes if name not in SIZES]:
         raise ValueError(f"unknown task {unknown[0]!r}, allowed: {', '.join(SIZES)}")
-    lexicon = Lexicon([words for doc in train_docs for words in sentences(doc)])
-    docs = {"train": train_docs, "dev": list(dev_docs), "test": list(test_docs)}
-    docs |= {"dev_matched": docs["dev"], "test_matched": docs["test"], "dev_mismatched": list(other_dev_docs), "test_mismatched": list(other_test_docs)}
-    twins = {}
+    given = {"train": train_docs, "dev": dev_docs, "test": test_docs, "dev_mismatched": other_dev_docs, "test_mismatched": other_test_docs}
+    docs = {split: [list(dict.fromkeys(sentences(doc))) for doc in group] for split, group in given.items()}
+    docs |= {"dev_matched": docs["dev"], "test_matched": docs["test"]}
+    lexicon, twins = Lexicon([words for doc in docs["train"] for words in doc]), {}
     for name, (train, dev, test) in sizes.items():
         task, used = TASKS[name], set()
         wanted = dict.fromkeys(task.test, test) | dict.fromkeys(task.dev, dev) | {"train": train}  # held-out splits choose first

@@ -1,0 +1,86 @@
+"""Command line: python -m kn plan | run | rebuild. `./run_all.sh` calls `run`; every refusal is one clear line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from . import launch, notebooks, profiles, stages
+from .store import Store, StoreError
+
+
+def number_list(text: str) -> list[int]:
+    """ "4,5" → [4, 5]; argparse error for anything but tables 1 to 7."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of table numbers: allowed are 1 to 7, as in --only 4,5") from None
+    wrong = [n for n in numbers if n not in stages.TABLES]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"table {wrong[0]} does not exist: allowed are 1 to 7")
+    return sorted(set(numbers))
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ./run_all.sh."""
+    top = argparse.ArgumentParser(prog="./run_all.sh", description="Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression' and writes reports/<profile>/.")
+    top.add_argument("command", nargs="?", default="run", choices=("run", "plan", "rebuild"), help="run (default), plan (same as --dry-run), or rebuild mini's pretrained models")
+    top.add_argument("--profile", default="mini", metavar="NAME", help="mini (default): documentation text, minutes on a CPU; test: seconds, numbers mean nothing")
+    top.add_argument("--only", type=number_list, default=list(stages.TABLES), metavar="4,5", help="tables to make (default: all seven)")
+    top.add_argument("--seeds", type=positive, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
+    top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, for example pretrain.batch_size=8; may be given several times")
+    top.add_argument("--jobs", type=positive, default=None, metavar="N", help="processes of one thread each (default: all processors)")
+    top.add_argument("--dry-run", action="store_true", help="print the plan with its costs and stop")
+    top.add_argument("--fresh", action="store_true", help="make the asked-for stages again, even where the store has them")
+    top.add_argument("--extra", type=Path, default=None, metavar="DIR", help="rebuild: a folder of unpacked packages whose documentation joins the teacher's text")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 a stage or notebook failed, 2 something is wrong with what was asked for."""
+    options = parser().parse_args(arguments)
+    try:
+        if options.command == "rebuild":
+            from .rebuild import rebuild
+
+            return rebuild(Store().open(), options.extra)
+        profile = profiles.load(options.profile, tuple(options.set))
+        plan, wanted = stages.plan(profile, options.only, options.seeds)
+        store = Store()
+        if options.dry_run or options.command == "plan":
+            print(launch.describe(plan, store, options.jobs))
+            return 0
+        store.open()
+        if options.fresh:
+            store.forget(plan)
+        os.environ["KN_SET"] = "\n".join(options.set)
+        print(launch.describe(plan, store, options.jobs), flush=True)
+        status = 0
+        try:
+            launch.run(plan, store, options.jobs)
+        except launch.StageFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+        return max(status, notebooks.run_all(profile.name, options.only, options.seeds, plan, store))
+    except (ValueError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except launch.StageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; finished stages are kept: run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

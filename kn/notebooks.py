@@ -1,0 +1,97 @@
+"""Executes the notebooks with papermill, one after another, and renders them; what is unchanged is not executed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from . import report, stages
+from .store import Stage, Store, environment, peak_bytes
+
+SOURCE = stages.ROOT / "notebooks"
+
+
+def key_of(source: Path, parameters: dict, plan: list[Stage]) -> str:
+    """Hash over the notebook's source cells, its parameters, its stages and the code that renders them."""
+    cells = [cell["source"] for cell in json.loads(source.read_text())["cells"]]
+    code = [p.read_text() for p in sorted(Path(__file__).parent.rglob("*")) if p.name in ("report.py", "tables.py", "site.py", "plots.py") or p.suffix == ".csv"]
+    return hashlib.sha256(json.dumps([cells, parameters, [s.path for s in plan], code]).encode()).hexdigest()[:16]
+
+
+def execute(source: Path, target: Path, parameters: dict) -> str | None:
+    """Run one notebook into `target` and an HTML file beside it; None, or the error's one line."""
+    import nbformat
+    import papermill
+    from nbconvert import HTMLExporter
+
+    known = papermill.inspect_notebook(str(source))
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        return f"{source.name} has no parameter {unknown[0]!r} in its cell tagged parameters: found {', '.join(known) or 'none'}"
+    failure, part = None, target.with_suffix(".part.ipynb")
+    try:
+        papermill.execute_notebook(str(source), str(part), parameters, kernel_name="python3", progress_bar=False, cwd=str(SOURCE))
+    except papermill.PapermillExecutionError as error:
+        failure = f"{source.name}: {error.ename}: {error.evalue}".splitlines()[0]
+    except Exception as error:  # a kernel that dies raises many kinds
+        failure = f"{source.name}: {type(error).__name__}: {error}".splitlines()[0]
+        traceback.print_exc()
+    if part.exists():
+        notebook = nbformat.read(part, as_version=4)
+        part.replace(target)
+        html, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
+        target.with_name(f"{target.stem}-notebook.html").write_text(html, encoding="utf-8")
+    return failure
+
+
+def run_all(profile: str, tables: list[int], seeds: int, plan: list[Stage], store: Store) -> int:
+    """Execute the tables' notebooks, then write the index and run.json; 1 if any notebook failed, else 0."""
+    folder = stages.report_folder(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    state_path = folder / "run.json"
+    try:
+        state = json.loads(state_path.read_text())
+    except (OSError, ValueError):
+        state = {}
+    done, failures, parameters = state.get("notebooks", {}), [], {"profile": profile, "seeds": seeds}
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(stages.ROOT), os.environ.get("PYTHONPATH"))))
+    started = time.monotonic()
+    names = [f"table{n}" for n in tables] + (["00_start_here"] if list(tables) == list(stages.TABLES) else [])
+    overrides = stages.environment_overrides()
+    for name in names:
+        source, target = SOURCE / f"{name}.ipynb", folder / f"{name}.ipynb"
+        key = key_of(source, {**parameters, "overrides": overrides}, plan)
+        if done.get(name) == key and target.exists():
+            print(f"notebook {name}: unchanged", flush=True)
+            continue
+        clock = time.monotonic()
+        failure = execute(source, target, parameters)
+        print(f"notebook {name}: {'FAILED' if failure else 'done'} in {time.monotonic() - clock:.0f} s", flush=True)
+        if failure:
+            failures.append(failure)
+            done.pop(name, None)
+        else:
+            done[name] = key
+    found = [item for item in plan if store.has(item)]
+    records = stages.records(store, found)
+    page = report.write_index(records, profile, folder)
+    walls = [r["provenance"]["wall_seconds"] for r in records]
+    peaks = [r["provenance"]["peak_bytes"] for r in records]
+    summary = {
+        "profile": profile, "seeds": seeds, "tables": tables, "overrides": list(overrides), "stages": len(plan), "finished": len(found),
+        "stage_seconds": round(sum(walls), 1), "report_seconds": round(time.monotonic() - started, 1),
+        "peak_bytes_of_a_stage": max(peaks, default=0), "peak_bytes_of_the_report": peak_bytes(),
+        "environment": environment(), "corpus": next((r["metrics"]["fingerprint"] for r in records if r["stage"] == "corpus"), None), "notebooks": done,
+    }  # fmt: skip
+    part = state_path.with_suffix(".part")
+    part.write_text(json.dumps(summary, indent=1))
+    part.replace(state_path)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    print(f"report: {page}")
+    return 1 if failures else 0

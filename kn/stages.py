@@ -1,0 +1,235 @@
+"""The plan: which stages a table needs, with their fields, settings and inputs. `run` makes what is missing.
+
+This file imports nothing heavy, so that planning and reading finished results is quick; the work is in train.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+from .profiles import Profile, Training, load
+from .store import Stage, Store, StoreError, file_sha256
+
+ROOT = Path(__file__).parent.parent
+ASSETS = Path(__file__).parent / "assets"
+TASKS = ("cola", "rte", "mrpc", "sst2", "mnli", "qnli", "qqp")
+ONE_SENTENCE = ("cola", "sst2")
+ROWS = ("teacher", "baseline", "baseline_kd", "student", "student_ilkd")
+METHODS = {"baseline_kd": "vanilla", "student_ilkd": "ilkd"}
+OBJECTIVES = ("lm", "kd", "lm_kd")
+TABLES = range(1, 8)
+TOKENS = {"sample": 119_000, "wiki": 610_000, "row": 28}  # of mini's corpus, for estimates of cost only
+
+
+def precision() -> str:
+    """ "bf16" where the processor multiplies bfloat16 in hardware, else "fp32"; part of every training stage's key."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "fp32"
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
+@functools.cache
+def asset_digest(folder: Path) -> str:
+    """One hash for all files of an asset folder; StoreError says what is missing and how to mend it."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    if not any(p.suffix in (".safetensors", ".json") for p in files):
+        raise StoreError(f"the pretrained model {folder} is missing: restore it with `git checkout -- {folder.relative_to(ROOT)}`")
+    listed = folder.parent / "SHA256SUMS"
+    known = dict(reversed(line.split()) for line in listed.read_text().splitlines()) if listed.exists() else {}
+    for path in files:
+        name = path.relative_to(folder.parent).as_posix()
+        if known.get(name) != file_sha256(path):
+            raise StoreError(f"{path} is damaged (its sha256 is not the one in SHA256SUMS): restore it with `git checkout -- {path.relative_to(ROOT)}`")
+    missing = [n for n in known if n.startswith(folder.name + "/") and not (folder.parent / n).exists()]
+    if missing:
+        raise StoreError(f"{folder.parent / missing[0]} is missing: restore it with `git checkout -- {folder.relative_to(ROOT)}`")
+    return file_sha256(listed)
+
+
+@functools.cache
+def pins(names: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions of the packages whose documentation is the corpus."""
+    where = packages_distributions()
+    missing = [name for name in names if name not in where]
+    if missing:
+        raise StoreError(f"package {missing[0]!r} is not installed, mini's corpus is made of its documentation: run ./run_all.sh to set up the pins")
+    return {name: version(where[name][0]) for name in names}
+
+
+def stage(kind: str, settings: dict, inputs: tuple[Stage, ...] = (), cost: float = 0.0, version: int = 1, **fields) -> Stage:
+    """A Stage with its settings as canonical JSON."""
+    return Stage(kind, tuple(fields.items()), json.dumps(settings, sort_keys=True), inputs, version, cost)
+
+
+class Plan:
+    """Builds the stages of one profile; every method is one kind."""
+
+    def __init__(self, profile: Profile):
+        self.profile = p = profile
+        self.precision = precision()
+        blocks, head = 12 * p.model.layers * p.model.width**2, p.model.vocabulary * p.model.width
+        self.forward = {"lm": 2 * (blocks + head), "glue": 2 * blocks}  # FLOPs a token of the teacher
+
+    def train_settings(self, training: Training, **more) -> dict:
+        return {"training": dataclasses.asdict(training), "readings": dataclasses.asdict(self.profile.readings), "precision": self.precision, **more}
+
+    def tokens(self, training: Training, all_tokens: int) -> float:
+        """Tokens of a language-model run, for its cost."""
+        return training.max_steps * training.batch_size * self.profile.model.context or training.epochs * all_tokens
+
+    @functools.cached_property
+    def corpus(self) -> Stage:
+        p = self.profile
+        asset_digest(ASSETS / p.assets / "tokenizer")
+        settings = {"text": dataclasses.asdict(p.text), "context": p.model.context, "assets": p.assets, "pins": pins(p.text.web + p.text.wiki)}
+        return stage("corpus", settings, cost=6e11)
+
+    @functools.cached_property
+    def twins(self) -> Stage:
+        return stage("twins", {"sizes": self.profile.glue.sizes, "seed": self.profile.glue.seed}, (self.corpus,), cost=2e11)
+
+    @functools.cached_property
+    def shapes(self) -> Stage:
+        return stage("shapes", {"model": dataclasses.asdict(self.profile.model), "compression": dataclasses.asdict(self.profile.compression)}, cost=3e10)
+
+    def pretrained(self, model: str) -> Stage:
+        p = self.profile
+        return stage("pretrained", {"assets": p.assets, "digest": asset_digest(ASSETS / p.assets / model), "precision": self.precision}, (self.corpus,), cost=2e11, model=model)
+
+    @functools.cached_property
+    def decompose(self) -> Stage:
+        return stage("decompose", {"compression": dataclasses.asdict(self.profile.compression), "precision": self.precision}, (self.pretrained("teacher"), self.corpus), cost=2e11)
+
+    def pretrain(self, on: str, objective: str, seed: int) -> Stage:
+        training = self.profile.pretrain if on == "web" else self.profile.ablation
+        cost = self.forward["lm"] * (2.7 if objective == "lm" else 4.2) * self.tokens(training, TOKENS["sample" if on == "web" else "wiki"]) + 1e11
+        teacher = () if objective == "lm" else (self.pretrained("teacher"),)
+        return stage("pretrain", self.train_settings(training), (self.corpus, self.decompose, *teacher), cost, on=on, objective=objective, seed=seed)
+
+    def source(self, row: str, seed: int) -> Stage:
+        """The model a row of Tables 4-7 starts from."""
+        model = row.partition("_")[0]
+        if model == "ablation":
+            objective = row.removeprefix("ablation_")
+            return self.decompose if objective == "none" else self.pretrain("wiki", objective, seed)
+        return self.pretrain("web", "lm_kd", seed) if model == "student" else self.pretrained(model)
+
+    def finetune_lm(self, model: str, seed: int) -> Stage:
+        p = self.profile
+        ilkd = model == "student" and p.readings.table4_ilkd
+        inputs = (self.corpus, self.source(model, seed), *((self.pretrained("teacher"),) if ilkd else ()))
+        cost = self.forward["lm"] * {"teacher": 3, "baseline": 2, "student": 2.7}[model] * self.tokens(p.finetune_lm, TOKENS["wiki"])
+        return stage("finetune_lm", self.train_settings(p.finetune_lm, ilkd=ilkd), inputs, cost, model=model, seed=seed)
+
+    def glue_cost(self, task: str, factor: float) -> float:
+        training, size = self.profile.finetune_glue, self.profile.glue.sizes[task]
+        rows = training.max_steps * training.batch_size or training.epochs * size[0]
+        return self.forward["glue"] * TOKENS["row"] * (factor * rows + size[1] + size[2]) + 3e10
+
+    def glue_settings(self, method: str, **more) -> dict:
+        p = self.profile
+        return self.train_settings(p.finetune_glue, method=method, max_length=p.glue.max_length, assets=p.assets, **more)
+
+    def finetune_glue(self, row: str, task: str, seed: int) -> Stage:
+        p = self.profile
+        method = "ilkd" if row.startswith("ablation") and p.readings.table7_ilkd else METHODS.get(row, "none")
+        guide = () if method == "none" else (self.finetune_glue("teacher", task, seed),)
+        inputs = (self.twins, self.source(row, seed), *guide)
+        factor = {"none": 3.0, "vanilla": 3.0, "ilkd": 4.5}[method] * (0.6 if row.startswith("baseline") else 1.0)
+        return stage("finetune_glue", self.glue_settings(method, keep_model=row == "teacher"), inputs, self.glue_cost(task, factor), row=row, task=task, seed=seed)
+
+    def twin_checks(self, tasks: tuple[str, ...]) -> list[Stage]:
+        wanted = [(t, c) for t in tasks for c in self.profile.checks if c == "random" or t not in ONE_SENTENCE]
+        inputs = (self.twins, self.pretrained("teacher"))
+        return [stage("twin_check", self.glue_settings("none"), inputs, self.glue_cost(t, 3.0), task=t, check=c, seed=0) for t, c in wanted]
+
+    def score(self, row: str, tasks: tuple[str, ...], seed: int) -> Stage:
+        return stage("score", {}, (self.twins, *(self.finetune_glue(row, task, seed) for task in tasks)), 1e9, row=row, seed=seed)
+
+    def table(self, number: int, seeds: range, tasks: tuple[str, ...]) -> list[Stage]:
+        """The stages Table `number` reads (not what those need in turn)."""
+        glue = [self.finetune_glue(row, task, seed) for seed in seeds for row in ROWS for task in tasks]
+        if number == 1:
+            return [self.shapes]
+        if number == 2:
+            return [self.pretrain("web", "lm_kd", 0), self.finetune_glue("student_ilkd", tasks[0], 0)]
+        if number == 3:
+            return [self.shapes, self.pretrained("teacher"), self.pretrained("baseline"), self.decompose, *(self.pretrain("web", "lm_kd", s) for s in seeds), self.corpus]
+        if number == 4:
+            return [self.finetune_lm(model, seed) for seed in seeds for model in ("teacher", "baseline", "student")]
+        if number == 5:
+            return [self.twins, *glue, *self.twin_checks(tasks)]
+        if number == 6:
+            return [self.twins, *glue, *self.twin_checks(tasks), *(self.score(row, tasks, seed) for seed in seeds for row in ROWS)]
+        arms = ["ablation_none", *(f"ablation_{o}" for o in OBJECTIVES)]
+        mnli = [self.finetune_glue(arm, "mnli", seed) for seed in seeds for arm in arms] if "mnli" in tasks else []
+        return [self.decompose, self.pretrained("teacher"), *(self.pretrain("wiki", o, s) for s in seeds for o in OBJECTIVES), *mnli]
+
+
+def plan(profile: Profile, tables=TABLES, seeds: int = 1, tasks: tuple[str, ...] = TASKS) -> tuple[list[Stage], list[Stage]]:
+    """(all stages in an order in which each comes after its inputs, those the tables read)."""
+    wrong = [t for t in tables if t not in TABLES]
+    if wrong:
+        raise ValueError(f"table {wrong[0]} does not exist: allowed are 1 to 7")
+    if not isinstance(seeds, int) or seeds < 1:
+        raise ValueError(f"seeds is {seeds!r}: a whole number of at least 1 wanted")
+    unknown = [t for t in tasks if t not in TASKS]
+    if unknown:
+        raise ValueError(f"task {unknown[0]!r} is unknown: allowed are {', '.join(TASKS)}")
+    made, wanted, order = Plan(profile), {}, {}
+
+    def add(item: Stage) -> None:
+        if item.path not in order:
+            for need in item.inputs:
+                add(need)
+            order[item.path] = item
+
+    for number in tables:
+        for item in made.table(number, range(seeds), tuple(tasks)):
+            wanted[item.path] = item
+            add(item)
+    return list(order.values()), list(wanted.values())
+
+
+def records(store: Store, wanted: list[Stage]) -> list[dict]:
+    """Records of finished stages; Table 6's test scores join the fine-tuning they belong to."""
+    found = [store.record(item) for item in wanted]
+    scores = {(r["fields"]["row"], r["fields"]["seed"]): r["metrics"]["tasks"] for r in found if r["stage"] == "score"}
+    for record in found:
+        fields = record["fields"]
+        if record["stage"] == "twin_check":
+            fields["kind"] = fields.pop("check")
+        if record["stage"] == "finetune_glue" and fields["task"] in scores.get((fields["row"], fields["seed"]), {}):
+            record["metrics"]["test"] = scores[fields["row"], fields["seed"]][fields["task"]]
+    return found
+
+
+def run(profile: str = "mini", tables=TABLES, seeds: int = 1, only=None, overrides: tuple[str, ...] = (), jobs: int | None = None) -> list[dict]:
+    """Records of the stages the tables read, made where the store lacks them; `only` names the GLUE tasks to restrict to."""
+    from . import launch
+
+    tables, tasks = list(tables), tuple(only) if only else TASKS
+    stages, wanted = plan(load(profile, overrides or environment_overrides()), tables, seeds, tasks)
+    store = Store().open()
+    launch.run(stages, store, jobs=jobs)
+    return records(store, wanted)
+
+
+def environment_overrides() -> tuple[str, ...]:
+    """The `--set` values ./run_all.sh hands to the notebooks, one a line."""
+    import os
+
+    return tuple(line for line in os.environ.get("KN_SET", "").splitlines() if line)
+
+
+def report_folder(profile: str) -> Path:
+    """Where a profile's tables go: $KN_REPORTS (default reports/) / profile."""
+    import os
+
+    return Path(os.environ.get("KN_REPORTS") or ROOT / "reports") / profile
