@@ -15,6 +15,9 @@ from .store import Stage, Store
 
 FLOPS_PER_SECOND = 2.0e10  # of one thread; only a first guess until this store holds a timed stage
 THREAD_VARIABLES = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+# glibc gives large tensors back to the system after every operation; keeping them saves page faults: evaluation 1.45 times, training
+# 1.4 times as fast with these (256 windows in bf16: 2.3 s and 1.5 s). Other C libraries ignore them.
+THREAD_VARIABLES |= {"MALLOC_MMAP_THRESHOLD_": "2147483648", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "268435456"}
 
 
 class StageFailed(RuntimeError):
@@ -98,7 +101,11 @@ def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None)
             if need.path in users:
                 users[need.path] = max(users[need.path], users[item.path])
     failed, ran, running = {}, [], {}
-    bar = tqdm(total=round(sum(i.cost for i in missing.values()) / 1e9), unit="GFLOP", desc="stages", file=stream or sys.stderr, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left {postfix}")
+    out = stream or sys.stderr
+    bar = tqdm(
+        total=round(sum(i.cost for i in missing.values()) / 1e9), desc="stages", file=out, mininterval=0.5 if out.isatty() else 30, ncols=100,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left{postfix}" + ("" if out.isatty() else "\n"),
+    )  # fmt: skip
     # spawn, not fork: torch's threads do not survive a fork
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin_worker, (os.getpid(),))
     try:
@@ -115,7 +122,7 @@ def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None)
                 running[pool.submit(_work, item, str(store.home))] = item.path
             if not running:
                 break
-            bar.set_postfix_str(", ".join(sorted(path.split("-")[0] + "…" if len(path) > 40 else path for path in running.values()))[:60])
+            bar.set_postfix_str(" · ".join(path.rpartition("-")[0] for path in sorted(running.values()))[:48], refresh=out.isatty())
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 path = running.pop(future)
                 try:

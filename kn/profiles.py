@@ -25,7 +25,7 @@ class Text:
     wiki_shares: tuple[float, float] = (0.06, 0.12)
     sample: float = 0.10  # share of the web documents KnGPT2's pre-training sees (§3.3: 10 % of OpenWebText, one epoch)
     sample_seed: int = 0
-    fingerprint: str = ""  # of the corpus the committed models and reports were made with
+    fingerprint: str = "53ab8fd17eb73eca"  # of the corpus the committed models and reports were made with
     limit: int = 0  # documents of each split, 0 for all (tests)
 
 
@@ -112,9 +112,10 @@ class Profile:
     flops_per_second: float = 2.0e10  # of one thread, measured: a first guess for the plan until this machine has run a stage
 
 
+# train, dev, test rows; each of MNLI's two dev and test sets has that size. Chosen with learning rate and epochs on dev scores alone (LOG.md)
 SIZES = {
-    "cola": (2000, 1000, 1000), "rte": (1200, 1000, 1000), "mrpc": (1500, 1000, 1000), "sst2": (2500, 1000, 1000),
-    "mnli": (3000, 1400, 1400), "qnli": (2500, 1000, 1000), "qqp": (2500, 1000, 1000),
+    "cola": (1500, 1000, 1000), "rte": (2000, 1000, 1000), "mrpc": (2000, 1000, 1000), "sst2": (2000, 1000, 1000),
+    "mnli": (3000, 700, 700), "qnli": (2750, 1000, 1000), "qqp": (2750, 1000, 1000),
 }  # fmt: skip
 
 MINI = Profile(
@@ -126,7 +127,7 @@ MINI = Profile(
     pretrain=Training(batch_size=4, learning_rate=2e-3, epochs=1),
     ablation=Training(batch_size=4, learning_rate=2e-3, epochs=1, max_steps=300),
     finetune_lm=Training(batch_size=8, learning_rate=1e-3, epochs=1),
-    finetune_glue=Training(batch_size=16, learning_rate=1e-3, epochs=2, alphas=(0.5, 0.5, 0.5, 0.02)),
+    finetune_glue=Training(batch_size=16, learning_rate=7e-4, epochs=3, alphas=(0.5, 0.5, 0.5, 0.02)),
     readings=Readings(),
     glue=Glue(sizes=SIZES),
 )
@@ -134,7 +135,7 @@ TEST = dataclasses.replace(
     MINI,
     name="test",
     note="a seconds-long run for the test suite: its numbers mean nothing",
-    text=dataclasses.replace(Text(), web=("joblib", "filelock", "jinja2", "anyio"), wiki=("mpmath",), web_shares=(0.25, 0.25), wiki_shares=(0.25, 0.25), sample=0.5, limit=60),
+    text=dataclasses.replace(Text(), fingerprint="", web=("joblib", "filelock", "jinja2", "anyio"), wiki=("mpmath",), web_shares=(0.25, 0.25), wiki_shares=(0.25, 0.25), sample=0.5, limit=60),
     pretrain=dataclasses.replace(MINI.pretrain, max_steps=2),
     ablation=dataclasses.replace(MINI.ablation, max_steps=2),
     finetune_lm=dataclasses.replace(MINI.finetune_lm, max_steps=2),

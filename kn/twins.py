@@ -1,11 +1,11 @@
 """Seven small stand-ins for GLUE's tasks, made from documentation text with GLUE's columns, labels and metrics.
 
-All but CoLA compare two sentences, and are built so that no shortcut is left: a sentence gets another version
+All but CoLA compare two sentences, and are built so that no text alone is a shortcut: a sentence gets another version
 (the same frame with other content words, or another sentence of its document; for MNLI its polarity turned too),
 each side of the pair starts from one of the two by the throw of a coin, and the label says whether both sides
-started from the same one. So neither text alone nor a sum over words can tell the label: it lies in the comparison.
-What is no comparison is CoLA, one sentence in which words of different classes may have traded places.
-Whatever a row needs (a word to exchange, an end to ask for) is asked of both versions, or its absence would be a cue.
+started from the same one. So neither text alone nor a sum over words tells the label: a model must learn to compare.
+(Counting the words that both texts share tells it in about nine of ten rows: this is comparing, not reasoning.)
+What a row needs (an end to ask for, say) is asked of both versions, or its absence would be a cue. CoLA is one sentence.
 """
 
 # ruff: noqa: SIM905 (word lists are kept as one string each: "a b c" for words, "a,b|c,d" for groups)
@@ -301,7 +301,7 @@ def make(name: str, words: Words, peer: Words, rng: random.Random, lexicon: Lexi
 
 
 def make_rows(name: str, lexicon: Lexicon, docs: list[list[Words]], size: int, used: set[str], rng: random.Random) -> list[dict]:
-    """Up to `size` rows of a task from documents as lists of sentences, labels as even as the text allows; leaves out what is in `used` (texts of other splits) and adds its own texts."""
+    """Up to `size` rows from documents (lists of sentences), labels as even as the text allows; avoids the texts in `used` and adds its own."""
     least, most = LENGTHS.get(name, (6, 12))
     order: dict[Words, Words] = {}  # sentence: the next one of its document (the first after the last)
     for doc in docs:
