@@ -53,9 +53,14 @@ def capture(model: nn.Module, hidden_point: str = "c_proj", **inputs) -> Capture
     return Captured(embedding[0], q, k, hidden, output.logits, output.loss, [block.attn.scaling for block in blocks])
 
 
+def _wide(x: Tensor) -> Tensor:
+    """float32, or float64 where it already is: losses are not computed in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _mean_squared(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
     """Mean over elements of the positions that are valid (b, t)."""
-    squared = (student.float() - teacher.float()).square()
+    squared = (_wide(student) - _wide(teacher)).square()
     if valid is None:
         return squared.mean()
     return (squared.sum(-1) * valid).sum() / (valid.sum() * squared.shape[-1])
@@ -77,9 +82,8 @@ def attention_kl(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: fl
         allowed = allowed | torch.eye(length, dtype=torch.bool, device=q_s.device)  # padded queries: keep softmax defined
 
     def log_probabilities(q, k, scale):
-        kind = torch.float64 if q.dtype == torch.float64 else torch.float32
         with torch.autocast(q.device.type, enabled=False):
-            scores = (q.to(kind) @ k.to(kind).transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+            scores = (_wide(q) @ _wide(k).transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
             return scores.masked_fill(~allowed, -1e30).log_softmax(-1)
 
     log_s, log_t = log_probabilities(q_s, k_s, scale_s), log_probabilities(q_t, k_t, scale_t)
@@ -117,8 +121,8 @@ def ilkd_loss(student: Captured, teacher: Captured, alphas: tuple[float, float, 
 
 def vanilla_kd_loss(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None = None, temperature: float = 2.0) -> Tensor:
     """Hinton's T²·KL(teacher ‖ student) of softened logits (…, classes), mean over positions (those where `valid`)."""
-    s = F.log_softmax(student_logits.float() / temperature, -1)
-    t = F.log_softmax(teacher_logits.float() / temperature, -1)
+    s = F.log_softmax(_wide(student_logits) / temperature, -1)
+    t = F.log_softmax(_wide(teacher_logits) / temperature, -1)
     rows = (t.exp() * (t - s)).sum(-1) * temperature**2
     return rows.mean() if valid is None else (rows * valid).sum() / valid.sum()
 

@@ -1,0 +1,40 @@
+"""Shared fixtures: tiny models, and the order of the suite (fast files first, the mini run last)."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parent.parent
+LAST = ("test_run_all.py", "test_mini.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LAST.index(item.path.name) if item.path.name in LAST else -1)
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    """The text mini runs on, from the installed packages."""
+    from kn import corpora, profiles
+
+    text = profiles.MINI.text
+    return corpora.build({"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares})
+
+
+def tiny_gpt2(labels=0, seed=0, dtype=None, **fields):
+    """A GPT-2 of 4 layers, width 8, with non-trivial biases and gains; dropout off."""
+    import torch
+    from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 50, "n_positions": 16, "n_embd": 8, "n_layer": 4, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = GPT2Config(**{**shape, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, **fields})
+    if labels:
+        config.num_labels = labels
+    model = (GPT2ForSequenceClassification if labels else GPT2LMHeadModel)(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return (model.to(dtype) if dtype else model).eval()
