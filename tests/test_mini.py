@@ -1,0 +1,69 @@
+"""The whole of mini at one seed and nbval on every notebook: minutes, so it comes last. The store is the user's own, so a finished run is reused."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """reports/mini of a run at one seed."""
+    folder = tmp_path_factory.mktemp("reports")
+    variables = {**os.environ, "KN_REPORTS": str(folder), "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-m", "kn"], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return folder / "mini"
+
+
+@pytest.fixture(scope="module")
+def tables(reports):
+    import pandas
+
+    return {n: pandas.read_csv(reports / f"table{n}.csv", dtype=str, keep_default_na=False) for n in range(1, 8)}
+
+
+def test_seven_tables_without_a_hole(tables):
+    for number, frame in tables.items():
+        printed = frame[frame["paper"] != ""]
+        assert len(printed) and not (frame["verdict"] == "not run").any(), number
+        assert (printed["ours"] != "").any() and (frame["stage"] != "").any(), number
+
+
+def cell(frame, row, column):
+    """One of our numbers."""
+    found = frame[(frame["row"] == row) & (frame["column"] == column)]
+    assert len(found) >= 1, (row, column, sorted(set(frame["row"])), sorted(set(frame["column"])))
+    return float(found["ours"].iloc[0])
+
+
+def test_measured_values_against_the_expected_ones(reports):
+    """tests/expected/mini.json holds (value, tolerance) of one seed; tolerances cover another processor's rounding, which one
+    seed's training amplifies: perplexities 5 % (SVD start 1 %: no training), GLUE averages 4 points (sd over seeds is about 1.5)."""
+    expected = json.loads((ROOT / "tests" / "expected" / "mini.json").read_text())
+    import pandas
+
+    for entry in expected:
+        frame = pandas.read_csv(reports / f"table{entry['table']}.csv", dtype=str, keep_default_na=False)
+        ours = cell(frame, entry["row"], entry["column"])
+        assert abs(ours - entry["value"]) <= entry["tolerance"], (entry, ours)
+
+
+def test_the_svd_start_is_far_worse_than_the_teacher_and_training_heals(tables):
+    frame = tables[7]
+    column = next(c for c in frame["column"] if "ikitext" in c.lower())
+    none, lm, both = (cell(frame, row, column) for row in ("KnGPT2", "KnGPT2 + LM", "KnGPT2 + LM + KD"))
+    assert none > 4 * lm and none > 4 * both
+
+
+@pytest.mark.parametrize("name", ["00_start_here", *(f"table{n}" for n in range(1, 8))])
+def test_notebook_against_its_committed_outputs(reports, name):
+    """nbval compares what cannot move between processors; measured values carry nbval-ignore-output."""
+    variables = {**os.environ, "KN_REPORTS": str(reports.parent / "nbval"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider", f"notebooks/{name}.ipynb"]
+    result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout

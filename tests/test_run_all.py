@@ -1,0 +1,142 @@
+"""The command line as a user meets it: refusals, the dry run, and runs that are killed and taken up again."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from kn import stages
+
+
+def kn(*arguments, home, timeout=300, **environment):
+    """python -m kn with its own store and report folder."""
+    variables = {**os.environ, "KN_HOME": str(home / "store"), "KN_REPORTS": str(home / "reports"), "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, "-m", "kn", *arguments], capture_output=True, text=True, cwd=ROOT, env=variables, timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "huge"], "profile 'huge' is unknown: allowed are mini, test"),
+        (["--only", "9"], "table 9 does not exist: allowed are 1 to 7"),
+        (["--only", "four"], "'four' is not a list of table numbers"),
+        (["--seeds", "0"], "'0' is not a whole number of at least 1"),
+        (["--set", "pretrain.batchsize=3"], "did you mean pretrain.batch_size"),
+        (["--set", "pretrain.batch_size=x"], "--set pretrain.batch_size=x: int wanted"),
+        (["--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_refusals(tmp_path, arguments, message):
+    result = kn(*arguments, home=tmp_path)
+    lines = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert result.returncode == 2 and len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_dry_run_lists_costs_and_runs_nothing(tmp_path):
+    result = kn("--dry-run", home=tmp_path)
+    assert result.returncode == 0 and not list(tmp_path.iterdir())
+    for kind in ("corpus", "pretrained", "decompose", "pretrain", "finetune_lm", "finetune_glue", "score"):
+        assert kind in result.stdout
+    assert "in all about" in result.stdout
+
+
+def test_unwritable_store(tmp_path):
+    (tmp_path / "store").write_text("a file, not a folder")
+    result = kn("--profile", "test", "--only", "1", home=tmp_path)
+    assert result.returncode == 2 and "cannot be written" in result.stderr and "KN_HOME" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("what", "message"), [("damage", "is damaged"), ("delete", "is missing")])
+def test_damaged_assets(tmp_path, monkeypatch, what, message):
+    shutil.copytree(stages.ASSETS, tmp_path / "assets")
+    target = tmp_path / "assets" / "mini" / "teacher" / "model.safetensors"
+    if what == "damage":
+        content = bytearray(target.read_bytes())
+        content[1000] ^= 1
+        target.write_bytes(bytes(content))
+    else:
+        target.unlink()
+    monkeypatch.setattr(stages, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    with pytest.raises(stages.StoreError, match=message + ".*git checkout"):
+        stages.asset_digest(tmp_path / "assets" / "mini" / "teacher")
+
+
+def finished(home):
+    """Finished stages of a store: folder → when its manifest was written."""
+    return {p.parent.name: p.stat().st_mtime_ns for p in (home / "store").glob("*/*/manifest.json") if not p.parent.name.endswith(".tmp")}
+
+
+def metrics(home):
+    """Everything the tables read, without times."""
+    found = {}
+    for path in (home / "store").glob("*/*/metrics.json"):
+        if not path.parent.name.endswith(".tmp"):
+            found[path.parent.name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("hours", "seconds")}
+    return found
+
+
+TABLES = ("--profile", "test", "--only", "3,4")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    home = tmp_path_factory.mktemp("undisturbed")
+    result = kn(*TABLES, home=home)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return home
+
+
+def test_a_run_leaves_tables_and_run_json(undisturbed):
+    folder = undisturbed / "reports" / "test"
+    for name in ("table3.csv", "table3.html", "table4.csv", "table4.html", "table4.ipynb", "index.html", "run.json"):
+        assert (folder / name).stat().st_size > 100, name
+    run = json.loads((folder / "run.json").read_text())
+    assert run["stages"] == run["finished"] and run["environment"]["packages"]["torch"] and run["peak_bytes_of_a_stage"] > 0
+    header = (folder / "table4.csv").read_text().splitlines()[0]
+    assert header == "table,row,column,metric,paper,ours,sd,n,delta,verdict,unit,stage"
+
+
+def test_a_second_run_makes_nothing(undisturbed):
+    before = finished(undisturbed)
+    started = time.monotonic()
+    result = kn(*TABLES, home=undisturbed)
+    assert result.returncode == 0 and finished(undisturbed) == before and result.stdout.count("unchanged") == 2
+    assert time.monotonic() - started < 60
+
+
+def test_killed_five_times_and_taken_up_again(undisturbed, tmp_path):
+    """After each SIGKILL what was finished stays as it is and is not made again; the end is that of a run nobody disturbed."""
+    variables = {**os.environ, "KN_HOME": str(tmp_path / "store"), "KN_REPORTS": str(tmp_path / "reports"), "PYTHONPATH": str(ROOT)}
+    moments = random.Random(0)
+    for _ in range(5):
+        before = finished(tmp_path)
+        process = subprocess.Popen([sys.executable, "-m", "kn", *TABLES], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=variables, start_new_session=True)
+        time.sleep(moments.uniform(1, 15))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(1)
+        assert before.items() <= finished(tmp_path).items()
+    before = finished(tmp_path)
+    result = kn(*TABLES, home=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    after = finished(tmp_path)
+    assert before.items() <= after.items() and set(after) == set(finished(undisturbed))
+    assert metrics(tmp_path) == metrics(undisturbed)  # one thread, fixed seeds: bit-equal on one machine
+    assert not list((tmp_path / "store").glob("*/*.tmp"))
+
+
+def test_a_failing_stage_is_named_and_the_rest_goes_on(tmp_path):
+    result = kn("--profile", "test", "--only", "3,4", "--set", "finetune_lm.learning_rate=1e30", home=tmp_path)
+    assert result.returncode == 1
+    assert "the loss is not finite" in result.stderr and "finished work is kept" in result.stderr
+    assert any(name.startswith("web-lm_kd") for name in finished(tmp_path))
+    assert "not run" in (tmp_path / "reports" / "test" / "index.html").read_text()
