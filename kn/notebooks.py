@@ -24,7 +24,7 @@ def key_of(source: Path, parameters: dict, plan: list[Stage]) -> str:
 
 
 def execute(source: Path, target: Path, parameters: dict) -> str | None:
-    """Run one notebook into `target` and an HTML file beside it; None, or the error's one line."""
+    """Run one notebook into `target`; None, or the error's one line and a page with the traceback (<name>-failed.html)."""
     import nbformat
     import papermill
     from nbconvert import HTMLExporter
@@ -42,10 +42,11 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
         failure = f"{source.name}: {type(error).__name__}: {error}".splitlines()[0]
         traceback.print_exc()
     if part.exists():
-        notebook = nbformat.read(part, as_version=4)
         part.replace(target)
-        html, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
-        target.with_name(f"{target.stem}-notebook.html").write_text(html, encoding="utf-8")
+        page = target.with_name(f"{target.stem}-failed.html")
+        page.unlink(missing_ok=True)
+        if failure:
+            page.write_text(HTMLExporter().from_notebook_node(nbformat.read(target, as_version=4))[0], encoding="utf-8")
     return failure
 
 

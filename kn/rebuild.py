@@ -107,6 +107,7 @@ def train(model, rows, valid, folder: Path, recipe: Recipe, teacher=None, log_ev
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(last) + "\n")
 
+
 def halved(teacher) -> GPT2LMHeadModel:
     """A GPT-2 of every other layer of the teacher (0, 2, 4, …), weights copied: where DistilGPT2 starts."""
     config = GPT2Config(**{**teacher.config.to_dict(), "n_layer": teacher.config.n_layer // 2})

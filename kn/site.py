@@ -32,8 +32,7 @@ TITLES = {
 NOTES = {
     1: "Shapes read off models that were really built. <em>Erratum</em>: two digits of the printed vocabulary are swapped, GPT-2 has 50257 tokens.",
     2: "Ours are the values that the training runs used, read back from their records.",
-    3: "The paper's count (*) leaves out the output embedding, which KnGPT2 does not share with the input; both counts are given. "
-    "The hours printed for DistilGPT2 are DistilBERT's (footnote 4).",
+    3: "The paper's count (*) leaves out the output embedding, which KnGPT2 does not share with the input; both counts are given. The hours printed for DistilGPT2 are DistilBERT's (footnote 4).",
     4: "Test text, lower is better. Windows do not overlap; per word divides the same log-likelihood by the number of words.",
     5: "In per cent; the Average over all seven tasks is what the paper prints (truncated). A task is <em>uninformative</em> where the teacher leads the best "
     "of majority class, random initialisation and one sentence only by less than 5 points; it is left out of the second average and of all verdicts.",

@@ -61,9 +61,8 @@ def corpus(stage: Stage, folder: Path, store: Store) -> dict:
     settings = settings_of(stage)
     text = settings["text"]
     groups = {"web": tuple(text["web"]), "wiki": tuple(text["wiki"])}
-    built = corpora.build(groups, {g: tuple(text[f"{g}_shares"]) for g in groups})
+    built = corpora.build(groups, {g: tuple(text[f"{g}_shares"]) for g in groups}, jobs=2)
     tokenizer = tokenizer_of(settings)
-    tokenizer.model_max_length = 10**9
     rows, metrics = {}, {"fingerprint": corpora.fingerprint(built)}
     metrics["as_committed"] = not text["fingerprint"] or metrics["fingerprint"] == text["fingerprint"]
     splits = {f"{g}_{s}": getattr(c, s) for g, c in built.items() for s in ("train", "valid", "test")}

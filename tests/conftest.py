@@ -20,7 +20,7 @@ def corpus():
     from kn import corpora, profiles
 
     text = profiles.MINI.text
-    return corpora.build({"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares})
+    return corpora.build({"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares}, jobs=2)
 
 
 def tiny_gpt2(labels=0, seed=0, dtype=None, **fields):

@@ -52,7 +52,7 @@ def package(root, name, files):
 
 def sentence(i):
     """A sentence of 14 words that shares no 13-gram with that of another number."""
-    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon".split()
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon"]
     return "The " + " ".join(random.Random(i).choices(words, k=14)) + "."
 
 

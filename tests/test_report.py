@@ -72,9 +72,7 @@ def make(seeds=3, baseline=60.0, student=62.0, ilkd=64.0, hard_task=None, lead=1
                 records.append(stage("finetune_glue", {"row": row, "task": task, "seed": seed}, {"hyper": hyper, "dev": score, "test": score}))
         for objective, f1 in (("none", 50.0), ("lm", 60.0), ("kd", 61.0), ("lm_kd", 62.0)):
             score = {"headline": f1, "f1": f1 + noise}
-            records.append(
-                stage("finetune_glue", {"row": f"ablation_{objective}", "task": "mnli", "seed": seed}, {"hyper": hyper, "dev": score, "test": score})
-            )
+            records.append(stage("finetune_glue", {"row": f"ablation_{objective}", "task": "mnli", "seed": seed}, {"hyper": hyper, "dev": score, "test": score}))
         for task in report.TASKS:
             for kind in ("random", "first_sentence", "second_sentence"):
                 records.append(stage("twin_check", {"task": task, "kind": kind, "seed": seed}, {"dev": {"headline": 40.0 + (kind == "second_sentence")}}))
@@ -198,9 +196,7 @@ def test_interval_is_the_paired_t_interval():
     assert (low, high) == pytest.approx((expected.low, expected.high)) and mean == pytest.approx(0.65)
 
 
-@pytest.mark.parametrize(
-    ("left", "expected"), [([3.0, 4.0, 5.1], "held"), ([1.0, 2.0, 3.1], "not held"), ([1.0, 4.0, 4.1], "undecided"), ([9.0], "one seed: undecided")]
-)
+@pytest.mark.parametrize(("left", "expected"), [([3.0, 4.0, 5.1], "held"), ([1.0, 2.0, 3.1], "not held"), ([1.0, 4.0, 4.1], "undecided"), ([9.0], "one seed: undecided")])
 def test_verdicts(left, expected):
     right = [2.0, 3.1, 4.0][: len(left)]
     found = report.compare("a claim", dict(enumerate(left)), dict(enumerate(right)), 1.0, 1, False)
