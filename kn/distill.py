@@ -21,13 +21,16 @@ class Captured:
     q: list[Tensor]  # per layer (b, h, t, e), after the projection, before softmax and dropout
     k: list[Tensor]  # per layer (b, h, t, e)
     hidden: list[Tensor]  # per layer (b, t, d)
-    logits: Tensor  # (b, t, v), or (b, labels) of a classifier
+    logits: Tensor | None  # (b, t, v), or (b, labels) of a classifier
     loss: Tensor | None  # cross-entropy, when labels were given
     scaling: list[float]  # per layer: the factor on q·k inside softmax
 
 
-def capture(model: nn.Module, hidden_point: str = "c_proj", **inputs) -> Captured:
-    """One forward pass of a GPT-2 or KnGPT2 that also returns what ILKD compares; works with every attention backend."""
+def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, **inputs) -> Captured:
+    """One forward pass of a GPT-2 or KnGPT2 that also returns what ILKD compares; works with every attention backend.
+
+    `head=False` leaves out the output head (logits and loss are None): a teacher's logits are not part of eq. 5.
+    """
     if hidden_point not in HIDDEN_POINTS:
         raise ValueError(f"hidden_point {hidden_point!r} is unknown: allowed are {', '.join(HIDDEN_POINTS)}")
     blocks, heads = model.transformer.h, model.config.n_head
@@ -44,13 +47,13 @@ def capture(model: nn.Module, hidden_point: str = "c_proj", **inputs) -> Capture
             hooks.append(block.attn.c_attn.register_forward_hook(keep_qk))
             where = block.mlp.c_proj if hidden_point == "c_proj" else block
             hooks.append(where.register_forward_hook(lambda _m, _a, output: hidden.append(output)))
-        output = model(**inputs)
+        output = model(**inputs) if head else model.transformer(**inputs)
     finally:
         for hook in hooks:
             hook.remove()
     if not len(q) == len(hidden) == len(blocks):
         raise RuntimeError(f"captured {len(q)} attention and {len(hidden)} hidden outputs of {len(blocks)} layers: is gradient checkpointing on?")
-    return Captured(embedding[0], q, k, hidden, output.logits, output.loss, [block.attn.scaling for block in blocks])
+    return Captured(embedding[0], q, k, hidden, output.logits if head else None, output.loss if head else None, [block.attn.scaling for block in blocks])
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -66,12 +69,40 @@ def _mean_squared(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Ten
     return (squared.sum(-1) * valid).sum() / (valid.sum() * squared.shape[-1])
 
 
+class _RowKL(torch.autograd.Function):
+    """KL of each row of softmax(scores) (…, keys) and a fixed teacher's log-probabilities; the closed gradient saves autograd's passes (MATH.md §6)."""
+
+    @staticmethod
+    def forward(ctx, scores, log_t, direction):
+        log_s = scores.log_softmax(-1)
+        p = log_s.exp()
+        ctx.direction = direction
+        if direction == "student_teacher":
+            difference = log_s.sub_(log_t)
+            rows = (p * difference).sum(-1)
+            ctx.save_for_backward(p, difference, rows)
+        else:
+            q = log_t.exp()
+            rows = (q * (log_t - log_s)).sum(-1)
+            ctx.save_for_backward(p, q)
+        return rows
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.direction == "student_teacher":  # p_S ((s_S − s_T) − E[s_S − s_T]), up to terms constant in a row
+            p, difference, rows = ctx.saved_tensors
+            return p * (difference - rows.unsqueeze(-1)) * grad.unsqueeze(-1), None, None
+        p, q = ctx.saved_tensors
+        return (p - q) * grad.unsqueeze(-1), None, None
+
+
 def attention_kl(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float | None = None, scale_t: float | None = None,
                  attention_mask: Tensor | None = None, direction: str = "student_teacher") -> Tensor:  # fmt: skip
     """Eq. 3 for one layer: KL of causal attention distributions, from q and k (b, h, t, e) of student and teacher.
 
     Mean over batch, heads and valid query positions; padded keys (attention_mask (b, t) zero) get no probability and
     padded queries do not count. Scales default to 1/√e of each model. Computed in float32 (float64 inputs stay float64).
+    Gradients reach q_s and k_s only: the teacher is fixed.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction {direction!r} is unknown: allowed are {', '.join(DIRECTIONS)}")
@@ -81,14 +112,14 @@ def attention_kl(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: fl
         allowed = allowed & attention_mask.bool()[:, None, None, :]  # (b, 1, t, t)
         allowed = allowed | torch.eye(length, dtype=torch.bool, device=q_s.device)  # padded queries: keep softmax defined
 
-    def log_probabilities(q, k, scale):
+    def scores(q, k, scale):
         with torch.autocast(q.device.type, enabled=False):
-            scores = (_wide(q) @ _wide(k).transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
-            return scores.masked_fill(~allowed, -1e30).log_softmax(-1)
+            product = (_wide(q) @ _wide(k).transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+            return product.masked_fill(~allowed, -1e30)
 
-    log_s, log_t = log_probabilities(q_s, k_s, scale_s), log_probabilities(q_t, k_t, scale_t)
-    first, second = (log_s, log_t) if direction == "student_teacher" else (log_t, log_s)
-    rows = (first.exp() * (first - second)).sum(-1)  # (b, h, t); masked keys have probability 0 in both
+    with torch.no_grad():
+        log_t = scores(q_t, k_t, scale_t).log_softmax(-1)
+    rows = _RowKL.apply(scores(q_s, k_s, scale_s), log_t, direction)  # (b, h, t); masked keys have probability 0 in both
     if attention_mask is None:
         return rows.mean()
     valid = attention_mask.to(rows.dtype)[:, None, :]
@@ -174,7 +205,7 @@ class DistillTrainer(Trainer):
             output = capture(model, how.hidden_point, **inputs)
             with torch.no_grad():
                 teacher_inputs = {k: v for k, v in inputs.items() if k != "labels"}
-                target = capture(self.teacher, how.hidden_point, **teacher_inputs)
+                target = capture(self.teacher, how.hidden_point, bool(how.logit_term), **teacher_inputs)
             loss, terms = ilkd_loss(output, target, how.alphas, inputs.get("attention_mask"), how.direction)
             if how.logit_term:
                 terms["logits"] = self._logit_kd(output.logits, target.logits, inputs)

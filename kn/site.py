@@ -81,7 +81,7 @@ figure{margin:1.2rem 0 0}figure>div{overflow-x:auto}figure svg{display:block;wid
 
 def quantity(value: Any, sign: bool = False, points: bool = False) -> str:
     """A number for reading, three to five digits (percentage points: two decimals), with a real minus; text is returned as it is."""
-    if isinstance(value, str) or isinstance(value, bool) or value is None:
+    if isinstance(value, (str, bool)) or value is None:
         return "" if value is None else str(value)
     if math.isnan(value):
         return ""

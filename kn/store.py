@@ -95,7 +95,7 @@ class Store:
     """The results below one folder; safe for several processes."""
 
     def __init__(self, home: Path | str | None = None):
-        self.home = Path(home or os.environ.get("KN_HOME") or "artifacts").absolute()
+        self.home = Path(home or os.environ.get("KN_HOME") or Path(__file__).parent.parent / "artifacts").absolute()
 
     def open(self) -> Store:
         """Make the folder and see that it can be written; StoreError otherwise."""

@@ -91,6 +91,13 @@ def test_attention_is_what_the_model_uses_before_dropout():
         assert torch.allclose(scores.softmax(-1), wanted, atol=EXACT)
 
 
+def test_a_teacher_without_head_gives_the_same_loss():
+    teacher, student = models()
+    s = capture(student, input_ids=IDS, labels=IDS)
+    full, body = (capture(teacher, head=head, input_ids=IDS) for head in (True, False))
+    assert body.logits is None and ilkd_loss(s, full, (1, 1, 1, 1))[0] == ilkd_loss(s, body, (1, 1, 1, 1))[0]
+
+
 def test_identical_models_lose_nothing_but_cross_entropy():
     teacher = tiny_gpt2(dtype=torch.float64)
     same = capture(teacher, input_ids=IDS, labels=IDS)

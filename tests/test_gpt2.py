@@ -73,7 +73,8 @@ def test_save_and_load_in_a_fresh_process(tmp_path, labels):
     student.save_pretrained(tmp_path)
     torch.save(student(IDS).logits.detach(), tmp_path / "logits.pt")
     name = type(student).__name__
-    code = f"import torch, kn; m = kn.{name}.from_pretrained({str(tmp_path)!r}).eval(); print(torch.equal(m(torch.tensor({IDS.tolist()})).logits, torch.load({str(tmp_path / 'logits.pt')!r}, weights_only=True)))"
+    logits = f"torch.load({str(tmp_path / 'logits.pt')!r}, weights_only=True)"
+    code = f"import torch, kn; m = kn.{name}.from_pretrained({str(tmp_path)!r}).eval(); print(torch.equal(m(torch.tensor({IDS.tolist()})).logits, {logits}))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip().endswith("True"), result.stderr[-500:]
     assert sorted(p.suffix for p in tmp_path.glob("model*")) == [".safetensors"]

@@ -103,3 +103,11 @@ def test_full_disk_is_one_line(tmp_path):
     with pytest.raises(StoreError, match="could not be written .No space left on device.: free some space or choose another folder"):
         store.make(item, full)
     assert not store.has(item)
+
+
+def test_default_home_does_not_follow_the_working_directory(tmp_path, monkeypatch):
+    """Notebooks run in notebooks/: they must find the store that ./run_all.sh filled."""
+    monkeypatch.delenv("KN_HOME", raising=False)
+    here = Store().home
+    monkeypatch.chdir(tmp_path)
+    assert Store().home == here and here.name == "artifacts"
