@@ -108,7 +108,7 @@ class Profile:
     readings: Readings
     glue: Glue
     assets: str = "mini"  # which committed pretrained models
-    checks: tuple[str, ...] = ("random", "first_sentence", "second_sentence")
+    checks: tuple[str, ...] = ("random", "second_sentence")  # "first_sentence" was at chance too (LOG.md)
     flops_per_second: float = 2.0e10  # of one thread, measured: a first guess for the plan until this machine has run a stage
 
 
