@@ -162,7 +162,8 @@ class Plan:
         if number == 3:
             return [self.shapes, self.pretrained("teacher"), self.pretrained("baseline"), self.decompose, *(self.pretrain("web", "lm_kd", s) for s in seeds), self.corpus]
         if number == 4:
-            return [self.finetune_lm(model, seed) for seed in seeds for model in ("teacher", "baseline", "student")]
+            before = [self.pretrained("teacher"), self.pretrained("baseline"), *(self.pretrain("web", "lm_kd", s) for s in seeds)]
+            return [*before, *(self.finetune_lm(model, seed) for seed in seeds for model in ("teacher", "baseline", "student"))]
         if number == 5:
             return [self.twins, *glue, *self.twin_checks(tasks)]
         if number == 6:
