@@ -29,7 +29,7 @@ def tables(reports):
 def test_seven_tables_without_a_hole(tables):
     for number, frame in tables.items():
         printed = frame[frame["paper"] != ""]
-        assert len(printed) and not (frame["verdict"] == "not run").any(), number
+        assert len(printed) and not (printed["verdict"] == "not run").any(), number  # every cell the paper prints; others may not apply
         assert (printed["ours"] != "").any() and (frame["stage"] != "").any(), number
 
 
