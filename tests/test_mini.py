@@ -63,7 +63,7 @@ def test_the_svd_start_is_far_worse_than_the_teacher_and_training_heals(tables):
 def test_notebook_against_its_committed_outputs(reports, name):
     """nbval compares what cannot move between processors; measured values carry nbval-ignore-output."""
     variables = {**os.environ, "KN_REPORTS": str(reports.parent / "nbval"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider", f"notebooks/{name}.ipynb"]
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider", f"notebooks/{name}.ipynb"]
     result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout
