@@ -42,11 +42,15 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
         failure = f"{source.name}: {type(error).__name__}: {error}".splitlines()[0]
         traceback.print_exc()
     if part.exists():
+        notebook = nbformat.read(part, as_version=4)
+        for name in ("input_path", "output_path"):  # of this machine, nobody else's
+            notebook.metadata.get("papermill", {}).pop(name, None)
+        nbformat.write(notebook, part)
         part.replace(target)
         page = target.with_name(f"{target.stem}-failed.html")
         page.unlink(missing_ok=True)
         if failure:
-            page.write_text(HTMLExporter().from_notebook_node(nbformat.read(target, as_version=4))[0], encoding="utf-8")
+            page.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
     return failure
 
 
