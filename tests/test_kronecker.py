@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from kn import KroneckerEmbedding, KroneckerLinear, nearest_kronecker
-from kn.kronecker import kronecker_apply, kronecker_sum
+from kn.kronecker import BUILD_LIMIT, kronecker_apply, kronecker_sum
 
 EXACT = 1e-11  # float64 rounding of sums of a few hundred products of order one
 
@@ -86,9 +87,11 @@ def test_apply_equals_the_dense_product(shape, b_shape, rank, lead):
     assert torch.allclose(kronecker_apply(x, A, B), x @ sum(naive_kronecker(a, b) for a, b in zip(A, B, strict=True)).T, atol=EXACT)
 
 
+@pytest.mark.parametrize("built", [True, False])
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize(("b_shape", "rank"), [((2, 1), 1), ((2, 1), 2), ((1, 2), 1), ((1, 2), 2), ((2, 2), 3)])
-def test_layer_forward_and_gradients(b_shape, rank, parts):
+def test_layer_forward_and_gradients(monkeypatch, b_shape, rank, parts, built):
+    monkeypatch.setattr("kn.kronecker.BUILD_LIMIT", 1000 if built else 0)
     torch.manual_seed(3)
     layer = KroneckerLinear(4, 6 * parts, b_shape, rank, parts=parts).double()
     nn.init.normal_(layer.bias)
@@ -115,10 +118,17 @@ def test_from_linear_and_conv1d_agree(parts):
     assert torch.allclose(full(x), conv(x), atol=1e-5)
 
 
-def test_forward_never_builds_the_dense_weight(monkeypatch):
-    layer = KroneckerLinear(8, 24, (2, 1), parts=3)
-    monkeypatch.setattr("kn.kronecker.kronecker_sum", lambda *_: pytest.fail("forward built A ⊗ B"))
-    layer(torch.randn(2, 8))
+@pytest.mark.parametrize(("b_shape", "parts"), [((2, 1), 3), ((1, 2), 1)])
+def test_forward_does_not_build_the_dense_weight_above_the_limit(b_shape, parts):
+    """The products of a layer above BUILD_LIMIT are those of A alone: half of the dense layer's; at the limit they are the dense ones."""
+    tokens, n = 5, 512
+    for m, share in ((BUILD_LIMIT // n // 6 * 6 + 6, 2), (BUILD_LIMIT // n // 6 * 6, 1)):
+        layer = KroneckerLinear(n, m, b_shape, parts=parts)
+        with FlopCounterMode(display=False) as counter:
+            layer(torch.randn(tokens, n))
+        flops = counter.get_total_flops()
+        reading = 2 * tokens * n if share == 2 and b_shape == (1, 2) else 0  # B's own product with the inputs
+        assert flops <= 2 * tokens * m * n // share + reading and (share == 2 or flops == 2 * tokens * m * n)
 
 
 def test_embedding():
