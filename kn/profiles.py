@@ -109,7 +109,6 @@ class Profile:
     glue: Glue
     assets: str = "mini"  # which committed pretrained models
     checks: tuple[str, ...] = ("random", "second_sentence")  # "first_sentence" was at chance too (LOG.md)
-    flops_per_second: float = 2.0e10  # of one thread, measured: a first guess for the plan until this machine has run a stage
 
 
 # train, dev, test rows; each of MNLI's two dev and test sets has that size. Chosen with learning rate and epochs on dev scores alone (LOG.md)

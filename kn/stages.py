@@ -92,7 +92,7 @@ class Plan:
 
     @functools.cached_property
     def twins(self) -> Stage:
-        return stage("twins", {"sizes": self.profile.glue.sizes, "seed": self.profile.glue.seed}, (self.corpus,), cost=2e11)
+        return stage("twins", {"sizes": self.profile.glue.sizes, "seed": self.profile.glue.seed}, (self.corpus,), cost=2e11, version=2)
 
     @functools.cached_property
     def shapes(self) -> Stage:

@@ -261,7 +261,7 @@ def _glue(sheet: Sheet, records: list[dict], profile: str) -> None:
         over_known = _with(average(records, key, split, known), stages)
         sheet.add(row, "Average (informative)", over_known, "mean of informative tasks", "%", paper=round(statistics.fmean(paper), 2) if paper else None)
     if split == "dev" and profile != "paper":
-        checks = {task: _checks(records, task) for task in TASKS}
+        checks = {task: {**_checks(records, task), "Surface features": find(records, f"{task}.surface.headline", "twins")} for task in TASKS}
         for row in checks["cola"]:
             for task, column in TASKS.items():
                 sheet.add(row, column, checks[task][row], sheet.paper["GPT-2 Small", column].metric, "%", "" if task in known else "uninformative")

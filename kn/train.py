@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, TrainingArguments, logging, set_seed
 
-from . import corpora, evaluate, glue
+from . import corpora, evaluate, glue, shortcuts
 from .distill import Distillation, DistillTrainer
 from .gpt2 import KnGPT2Config, KnGPT2ForSequenceClassification, KnGPT2LMHeadModel, KroneckerSpec, compress, count_parameters
 from .store import Stage, Store, cpu_name
@@ -92,21 +92,8 @@ def twins(stage: Stage, folder: Path, store: Store) -> dict:
         counts = {name.partition("_")[0]: 0 for name in splits}
         for name, rows in splits.items():
             counts[name.partition("_")[0]] += len(rows)
-        metrics[task] = {**counts, "majority": majority(task, splits)}
+        metrics[task] = {**counts, "majority": shortcuts.constant(task, splits), "surface": shortcuts.surface(task, splits)}
     return metrics
-
-
-def majority(task: str, splits: dict) -> dict:
-    """Scores on dev of always answering the most frequent training label."""
-    labels = [row["label"] for row in splits["train"]]
-    guess = max(set(labels), key=labels.count)
-    return dev_scores(task, {name: [guess] * len(rows) for name, rows in splits.items() if name.startswith("dev")}, splits)
-
-
-def dev_scores(task: str, predictions: dict[str, list[int]], splits: dict) -> dict:
-    """GLUE's metrics on the dev split(s) of a task."""
-    parts = [(predictions[name], [row["label"] for row in splits[name]]) for name in glue.TASKS[task].dev]
-    return glue.score(task, *parts[0], pair=parts[1] if len(parts) > 1 else None)
 
 
 def pretrained(stage: Stage, folder: Path, store: Store) -> dict:
@@ -284,7 +271,7 @@ def finetune_glue(stage: Stage, folder: Path, store: Store) -> dict:
     glue.write_submission(folder / "submission", task, {n: answers[n] for n in tests} if len(tests) > 1 else answers[tests[0]])
     if settings["keep_model"]:
         model.save_pretrained(folder / "model")
-    return {"hyper": hyper, "log": log, "hours": seconds / 3600, "dev": dev_scores(task, {n: a for n, a in answers.items() if n.startswith("dev")}, splits)}
+    return {"hyper": hyper, "log": log, "hours": seconds / 3600, "dev": shortcuts.dev_scores(task, {n: a for n, a in answers.items() if n.startswith("dev")}, splits)}
 
 
 def twin_check(stage: Stage, folder: Path, store: Store) -> dict:
@@ -299,7 +286,7 @@ def twin_check(stage: Stage, folder: Path, store: Store) -> dict:
     splits, encoded = glue_data(store, stage, settings, only)
     _, hyper = train_classifier(stage, folder, settings, model, encoded, distillation_of(settings, "none"))
     answers = {name: evaluate.predict(model, encoded[name], settings["precision"]) for name in encoded if name.startswith("dev")}
-    return {"hyper": hyper, "dev": dev_scores(task, answers, splits)}
+    return {"hyper": hyper, "dev": shortcuts.dev_scores(task, answers, splits)}
 
 
 def score(stage: Stage, folder: Path, store: Store) -> dict:
