@@ -72,6 +72,9 @@ def train(model, rows, valid, folder: Path, recipe: Recipe, teacher=None, log_ev
         for opt, value in zip(opts, saved["optimizers"], strict=True):
             opt.load_state_dict(value)
         start, spent = saved["step"], saved["seconds"]
+    log = folder / "log.jsonl"
+    lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= start] if log.exists() else []
+    log.write_text("".join(line + "\n" for line in lines))  # what came after the checkpoint is done again
     epoch_steps = len(rows) // batch
     clock, last = time.monotonic() - spent, {}
     model.train()
@@ -104,8 +107,8 @@ def train(model, rows, valid, folder: Path, recipe: Recipe, teacher=None, log_ev
                 saved = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], "step": done, "seconds": time.monotonic() - clock}
                 torch.save(saved, folder / "state.tmp")
                 (folder / "state.tmp").replace(state)
-            with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(last) + "\n")
+            with log.open("a") as handle:
+                handle.write(json.dumps(last) + "\n")
 
 
 def halved(teacher) -> GPT2LMHeadModel:
@@ -146,9 +149,9 @@ def extra_documents(folder: Path | None, built: dict) -> tuple[str, ...]:
     return tuple(doc for p in packages for doc in corpora.documents(corpora.raw_files(p, p.name), seen, forbidden))
 
 
-def rebuild(store: Store, extra: Path | None = None) -> int:
+def rebuild(store: Store, extra: Path | None = None, profile: profiles.Profile = profiles.MINI, recipes: tuple[Recipe, Recipe] = (TEACHER, BASELINE)) -> int:
     """Corpus, tokenizer, teacher, baseline from nothing into <store>/rebuild/mini; resumes where it was stopped. Returns 0."""
-    text, shape, work = profiles.MINI.text, profiles.MINI.model, store.home / "rebuild"
+    text, shape, work = profile.text, profile.model, store.home / "rebuild"
     assets = work / "mini"
     groups = {"web": text.web, "wiki": text.wiki}
     built = corpora.build(groups, {"web": text.web_shares, "wiki": text.wiki_shares})
@@ -158,14 +161,14 @@ def rebuild(store: Store, extra: Path | None = None) -> int:
     web = corpora.pack(tokenizer, built["web"].train, shape.context)
     every = corpora.pack(tokenizer, built["web"].train + more, shape.context)
     valid = corpora.pack(tokenizer, built["web"].valid, shape.context)[:400]
-    set_seed(TEACHER.seed)
+    set_seed(recipes[0].seed)
     config = GPT2Config(
         vocab_size=shape.vocabulary, n_positions=shape.context, n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads, activation_function=shape.activation,
         resid_pdrop=shape.dropout, embd_pdrop=shape.dropout, attn_pdrop=shape.dropout, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     config._attn_implementation = "eager"  # measured 1.4 times as fast as SDPA at 128 tokens on a CPU
     teacher, texts = GPT2LMHeadModel(config), {"teacher": (every, built["web"].train + more), "baseline": (web, built["web"].train)}
-    for name, recipe in (("teacher", TEACHER), ("baseline", BASELINE)):
+    for name, recipe in zip(("teacher", "baseline"), recipes, strict=True):
         model = teacher if name == "teacher" else halved(teacher)
         rows, docs = texts[name]
         train(model, rows, valid, work / name, recipe, None if name == "teacher" else teacher)
