@@ -57,7 +57,7 @@ def test_rebuild_from_text_to_assets(tmp_path):
 
 
 def test_further_documentation_never_holds_an_evaluation_document(tmp_path):
-    held, fresh = "This sentence of an evaluation document must never come back in any training text at all.", "Another sentence of the same package that nobody has seen may well join the training text."
+    held, fresh = "This sentence of an evaluation document must never come back in any training text at all.", "Another sentence of the same package nobody has seen may well join the training text."
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "__init__.py").write_text(f'"""{held}\n\n{fresh}"""\n')
     built = {"web": corpora.Corpus((), (held,), (), ""), "wiki": corpora.Corpus((), (), (), "")}
