@@ -19,6 +19,8 @@ def autocast(precision: str, device: str = "cpu"):
 @torch.no_grad()
 def perplexity(model, rows: torch.Tensor, precision: str = "fp32", batch: int = 32) -> float:
     """exp(total NLL / predicted tokens) over token rows (n, context): windows without overlap, no token twice."""
+    if not len(rows):
+        raise ValueError("perplexity of an empty text is not defined: the corpus gave no full window")
     model.eval()
     total = count = 0
     for part in rows.long().split(batch):
@@ -26,8 +28,6 @@ def perplexity(model, rows: torch.Tensor, precision: str = "fp32", batch: int = 
             logits = model(input_ids=part.to(model.device)).logits
         total += F.cross_entropy(logits[:, :-1].float().flatten(0, 1), part[:, 1:].flatten().to(model.device), reduction="sum").item()
         count += part[:, 1:].numel()
-    if not count:
-        raise ValueError("perplexity of an empty text is not defined: the corpus gave no full window")
     return math.exp(min(total / count, 700.0))
 
 

@@ -24,10 +24,6 @@ SLIPS = 3  # pairs of words that trade places in an ungrammatical sentence
 NEAR = 0.25  # share of rows whose other version keeps the sentence's frame; in the rest it is another sentence of the document
 PASSES = 3  # how often the text is gone through when it holds few fitting sentences (MNLI's mismatched sets)
 TEXT_WORDS = 30  # of any text in a row
-SIZES: dict[str, tuple[int, int, int]] = {  # rows of train, dev, test; each of MNLI's two dev and test sets has that size
-    "cola": (1500, 1000, 1000), "rte": (2000, 1000, 1000), "mrpc": (2000, 1000, 1000), "sst2": (2000, 1000, 1000),
-    "mnli": (3000, 700, 700), "qnli": (2750, 1000, 1000), "qqp": (2750, 1000, 1000),
-}  # fmt: skip
 LINKS = ("in other words", "that is", "in short", "put simply", "in a word")
 QUESTIONS = ("Is it true that {}?", "Does it hold that {}?", "Can one say that {}?", "Who says that {}?")
 Words = tuple[str, ...]
@@ -326,18 +322,17 @@ def build_twins(
     train_docs: Iterable[str],
     dev_docs: Iterable[str],
     test_docs: Iterable[str],
-    sizes: dict[str, tuple[int, int, int]] | None = None,
+    sizes: dict[str, tuple[int, int, int]],
     seed: int = 0,
     other_dev_docs: Iterable[str] = (),
     other_test_docs: Iterable[str] = (),
 ) -> dict[str, dict[str, list[dict]]]:
-    """{task: {split: rows}} with rows {"texts", "label", "index"}; sizes {task: (train, dev, test)} are upper bounds, the text may hold fewer.
+    """{task: {split: rows}} with rows {"texts", "label", "index"}; sizes {task: (train, dev, test)}, the latter two of each set, are upper bounds.
 
     Each split is made from its own documents; no text of a task stands in two splits. MNLI's mismatched sets come from the `other` documents.
     """
-    sizes = sizes or SIZES
-    if unknown := [name for name in sizes if name not in SIZES]:
-        raise ValueError(f"unknown task {unknown[0]!r}, allowed: {', '.join(SIZES)}")
+    if unknown := [name for name in sizes if name not in TASKS]:
+        raise ValueError(f"unknown task {unknown[0]!r}, allowed: {', '.join(TASKS)}")
     given = {"train": train_docs, "dev": dev_docs, "test": test_docs, "dev_mismatched": other_dev_docs, "test_mismatched": other_test_docs}
     docs = {split: [list(dict.fromkeys(sentences(doc))) for doc in group] for split, group in given.items()}
     docs |= {"dev_matched": docs["dev"], "test_matched": docs["test"]}

@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import pytest
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parent.parent
 LAST = ("test_run_all.py", "test_mini.py")
@@ -12,15 +10,6 @@ LAST = ("test_run_all.py", "test_mini.py")
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LAST.index(item.path.name) if item.path.name in LAST else -1)
-
-
-@pytest.fixture(scope="session")
-def corpus():
-    """The text mini runs on, from the installed packages."""
-    from kn import corpora, profiles
-
-    text = profiles.MINI.text
-    return corpora.build({"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares}, jobs=2)
 
 
 def tiny_gpt2(labels=0, seed=0, dtype=None, **fields):

@@ -1,0 +1,98 @@
+"""The tests behind the headline numbers can fail: each mutation of the code below turns the named test red."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+MUTATIONS = {  # what goes wrong: (file, as it is, as it must not be, the test that has to notice)
+    "KL swapped": (
+        "distill.py",
+        "scale_s), log_t, direction)",
+        "scale_s), log_t, DIRECTIONS[direction == DIRECTIONS[0]])",
+        "test_distill.py::test_attention_kl_value_and_gradients",
+    ),
+    "mask dropped from the attention": (
+        "distill.py",
+        "masked = masked | ~attention_mask",
+        "masked = masked | ~torch.ones_like(attention_mask)",
+        "test_distill.py::test_attention_kl_value_and_gradients",
+    ),
+    "mask dropped from the losses": (
+        "distill.py",
+        "valid = None if attention_mask is None else",
+        "valid = None if True else",
+        "test_distill.py::test_ilkd_terms_against_naive_loops",
+    ),
+    "gradient of the wrong sign": (
+        "distill.py",
+        "return p * (difference - rows",
+        "return -p * (difference - rows",
+        "test_distill.py::test_attention_kl_value_and_gradients",
+    ),
+    "head tied to the teacher's": (
+        "gpt2.py",
+        "    return student.train(model.training)",
+        "    student.lm_head = getattr(model, 'lm_head', None)\n    return student.train(model.training)",
+        "test_gpt2.py::test_head_is_dense_untied_and_cloned",
+    ),
+    "wrong layers": (
+        "gpt2.py",
+        '"odd": range(1, n_layer, 2)',
+        '"odd": range(0, n_layer, 2)',
+        "test_gpt2.py::test_what_is_compressed",
+    ),
+    "factors transposed in the start": (
+        "kronecker.py",
+        "permute(0, 2, 1, 3).reshape(m1 * n1",
+        "permute(2, 0, 1, 3).reshape(m1 * n1",
+        "test_kronecker.py::test_residual_is_the_tail_of_the_spectrum",
+    ),
+    "factors transposed in the layer": (
+        "kronecker.py",
+        '"prik,prjl->pijkl"',
+        '"prik,prjl->pjikl"',
+        "test_kronecker.py::test_layer_forward_and_gradients",
+    ),
+    "perplexity over unshifted tokens": (
+        "evaluate.py",
+        "F.cross_entropy(logits[:, :-1]",
+        "F.cross_entropy(logits[:, 1:]",
+        "test_evaluate.py::test_perplexity_is_that_of_a_loop_over_positions",
+    ),
+    "predictions in sorted order": (
+        "evaluate.py",
+        "answer[index] = label",
+        "answer[order.index(index)] = label",
+        "test_evaluate.py::test_predictions_come_back_in_the_rows_order_whatever_the_padding",
+    ),
+    "MNLI without its mismatched set": (
+        "glue.py",
+        "/ len(sets) for metric",
+        "/ len(sets) * (key == 'matched') for metric",
+        "test_glue.py::test_mnli_averages_matched_and_mismatched",
+    ),
+    "intervals not paired by seed": (
+        "report.py",
+        "change(left[seed]) - change(right[seed]) for seed in left",
+        "change(left[seed]) - change(max(right.values())) for seed in left",
+        "test_report.py::test_ratio_is_compared_by_logarithms_and_pairs_by_seed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_turns_its_test_red(tmp_path, name):
+    file, right, wrong, test = MUTATIONS[name]
+    shutil.copytree(ROOT / "kn", tmp_path / "kn", ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    source = tmp_path / "kn" / file
+    assert source.read_text().count(right) == 1, f"{right!r} is not in kn/{file} any more: adapt the mutation"
+    source.write_text(source.read_text().replace(right, wrong))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{test}"]
+    result = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert result.returncode == 1 and f"FAILED tests/{test}" in result.stdout, result.stdout[-2000:]  # 1: a test failed; anything else is no verdict
