@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(launch.describe(plan, store, options.jobs))
             return 0
         store.open()
+        stages.report_folder(profile.name).mkdir(parents=True, exist_ok=True)
         if options.fresh:
             store.forget(plan)
         os.environ["KN_SET"] = "\n".join(options.set)
@@ -77,6 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
     except launch.StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        where = error.filename or "a file"
+        print(f"error: {where} could not be written or read ({error.strerror or error}): free some space, or choose other folders with KN_HOME=… and KN_REPORTS=…", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; finished stages are kept: run the same command again to go on", file=sys.stderr)
         return 130

@@ -54,6 +54,15 @@ def test_unwritable_store(tmp_path):
     assert result.returncode == 2 and "cannot be written" in result.stderr and "KN_HOME" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_unwritable_reports(tmp_path):
+    """Found before any stage is made."""
+    (tmp_path / "reports").write_text("a file, not a folder")
+    result = kn("--profile", "test", "--only", "1", home=tmp_path)
+    lines = result.stderr.splitlines()
+    assert result.returncode == 2 and len(lines) == 1 and "could not be written" in lines[0] and "KN_REPORTS" in lines[0]
+    assert not list((tmp_path / "store").glob("*/*"))
+
+
 @pytest.mark.parametrize(("what", "message"), [("damage", "is damaged"), ("delete", "is missing")])
 def test_damaged_assets(tmp_path, monkeypatch, what, message):
     shutil.copytree(stages.ASSETS, tmp_path / "assets")
@@ -140,3 +149,30 @@ def test_a_failing_stage_is_named_and_the_rest_goes_on(tmp_path):
     assert "the loss is not finite" in result.stderr and "finished work is kept" in result.stderr
     assert any(name.startswith("web-lm_kd") for name in finished(tmp_path))
     assert "not run" in (tmp_path / "reports" / "test" / "index.html").read_text()
+
+
+def shell(folder, *arguments, **environment):
+    """run_all.sh in a folder of its own, where only the tools it needs and a Python 3.8 are found."""
+    tools = folder / "tools"
+    tools.mkdir()
+    for name in ("bash", "cksum", "dirname", "cat"):
+        (tools / name).symlink_to(shutil.which(name))
+    old = tools / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.20" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    for name in ("run_all.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    return subprocess.run([tools / "bash", "run_all.sh", *arguments], cwd=folder, env={"PATH": str(tools), **environment}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "error: Python 3.11, 3.12 or 3.13 is needed, found Python 3.8.20: install one, or name an environment with KN_PYTHON=/path/to/python"),
+        ({"KN_PYTHON": "/nowhere/python"}, "error: KN_PYTHON=/nowhere/python is not a Python that can be run"),
+        ({"KN_PYTHON": "python3"}, "error: KN_PYTHON=python3 is Python 3.8.20: Python 3.11 or newer is needed"),
+    ],
+)
+def test_a_python_that_will_not_do(tmp_path, environment, message):
+    result = shell(tmp_path, **environment)
+    assert result.returncode == 2 and result.stderr.splitlines() == [message] and not (tmp_path / ".venv").exists()
