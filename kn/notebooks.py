@@ -35,7 +35,7 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
         return f"{source.name} has no parameter {unknown[0]!r} in its cell tagged parameters: found {', '.join(known) or 'none'}"
     failure, part = None, target.with_suffix(".part.ipynb")
     try:
-        papermill.execute_notebook(str(source), str(part), parameters, kernel_name="python3", progress_bar=False, cwd=str(SOURCE))
+        papermill.execute_notebook(str(source), str(part), parameters, kernel_name="python3", progress_bar=False, cwd=str(SOURCE), extra_arguments=["--IPKernelApp.log_level=ERROR"])
     except papermill.PapermillExecutionError as error:
         failure = f"{source.name}: {error.ename}: {error.evalue}".splitlines()[0]
     except Exception as error:  # a kernel that dies raises many kinds

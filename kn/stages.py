@@ -88,11 +88,11 @@ class Plan:
         p = self.profile
         asset_digest(ASSETS / p.assets / "tokenizer")
         settings = {"text": dataclasses.asdict(p.text), "context": p.model.context, "assets": p.assets, "pins": pins(p.text.web + p.text.wiki)}
-        return stage("corpus", settings, cost=6e11)
+        return stage("corpus", settings, cost=2.1e12)
 
     @functools.cached_property
     def twins(self) -> Stage:
-        return stage("twins", {"sizes": self.profile.glue.sizes, "seed": self.profile.glue.seed}, (self.corpus,), cost=2e11, version=2)
+        return stage("twins", {"sizes": self.profile.glue.sizes, "seed": self.profile.glue.seed}, (self.corpus,), cost=2.7e11, version=2)
 
     @functools.cached_property
     def shapes(self) -> Stage:
@@ -100,11 +100,11 @@ class Plan:
 
     def pretrained(self, model: str) -> Stage:
         p = self.profile
-        return stage("pretrained", {"assets": p.assets, "digest": asset_digest(ASSETS / p.assets / model), "precision": self.precision}, (self.corpus,), cost=2e11, model=model)
+        return stage("pretrained", {"assets": p.assets, "digest": asset_digest(ASSETS / p.assets / model), "precision": self.precision}, (self.corpus,), cost=5e11, model=model)
 
     @functools.cached_property
     def decompose(self) -> Stage:
-        return stage("decompose", {"compression": dataclasses.asdict(self.profile.compression), "precision": self.precision}, (self.pretrained("teacher"), self.corpus), cost=2e11)
+        return stage("decompose", {"compression": dataclasses.asdict(self.profile.compression), "precision": self.precision}, (self.pretrained("teacher"), self.corpus), cost=4.5e11)
 
     def pretrain(self, on: str, objective: str, seed: int) -> Stage:
         training = self.profile.pretrain if on == "web" else self.profile.ablation
