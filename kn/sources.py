@@ -121,15 +121,20 @@ def wikitext(mirror: Path, split: str) -> Iterator[str]:
         yield "\n\n".join(piece)
 
 
-def openwebtext(mirror: Path, share: float, seed: int) -> Iterator[str]:
-    """Documents of OpenWebText, each kept with probability `share`, by a generator seeded once: the same draw on every machine."""
+def openwebtext(mirror: Path, share: float, held: tuple[float, float], seed: int) -> Iterator[tuple[str, str]]:
+    """(split, document) of OpenWebText: each document falls into "sample" with probability `share`, into "valid" and "test" with those of `held`.
+
+    One generator, seeded once, a draw for every document: the same choice on every machine. Documents of no split are passed over.
+    """
     import random
 
     draw = random.Random(seed)
     for path in files_of(mirror, "train", "openwebtext"):
         for text in texts_of(path):
-            if draw.random() < share:
-                yield text
+            where = draw.random()
+            split = "sample" if where < share else "valid" if where >= 1 - held[0] else "test" if where >= 1 - sum(held) else None
+            if split:
+                yield split, text
 
 
 def glue_rows(mirror: Path, task: str) -> dict[str, list[dict]]:

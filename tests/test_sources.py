@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,9 +55,12 @@ def test_wikitext_pieces_add_up_to_the_whole(tiny):
 
 
 def test_openwebtext_is_drawn_the_same_way_each_time(tiny):
-    first, again, other = (list(sources.openwebtext(tiny, 0.1, seed)) for seed in (0, 0, 1))
-    assert first == again != other and 60 < len(first) < 140  # 1,000 documents, four standard deviations
-    assert len(list(sources.openwebtext(tiny, 1.0, 0))) == 1000
+    first, again, other = (list(sources.openwebtext(tiny, 0.1, (0.05, 0.05), seed)) for seed in (0, 0, 1))
+    assert first == again != other
+    counts = Counter(split for split, _ in first)
+    assert 60 < counts["sample"] < 140 and all(22 < counts[split] < 78 for split in ("valid", "test"))  # of 1,000: four standard deviations
+    assert len({text for _, text in first}) == len(first)
+    assert len(list(sources.openwebtext(tiny, 1.0, (0.0, 0.0), 0))) == 1000
 
 
 def damage(folder, what):
@@ -172,4 +176,4 @@ def test_a_rehearsal_mirror_of_real_data_reads_back(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(target / "gpt2", local_files_only=True)
     counts = {split: sum(map(len, tokenizer(list(sources.wikitext(target, split)), verbose=False)["input_ids"])) for split in ("valid", "test")}
     assert counts == {"valid": 251_048, "test": 287_644}  # the numbers transformers' guide on perplexity and its users print
-    assert len(list(sources.openwebtext(target, 1.0, 0))) > 1400
+    assert len(list(sources.openwebtext(target, 1.0, (0.0, 0.0), 0))) > 1400
