@@ -129,6 +129,12 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"the manifest cannot be read ({type(error).__name__})"
 
+    def scratch(self, stage: Stage) -> Path:
+        """A folder for checkpoints that outlives a killed run; it goes when the stage is finished."""
+        folder = self.folder(stage).with_name(f"{self.folder(stage).name}.work")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def has(self, stage: Stage) -> bool:
         """Whether an intact result is there."""
         return self.damage(stage) is None
@@ -150,6 +156,7 @@ class Store:
         """Remove these results."""
         for item in stages:
             shutil.rmtree(self.folder(item), ignore_errors=True)
+            shutil.rmtree(self.scratch(item), ignore_errors=True)
 
     def make(self, stage: Stage, work) -> bool:
         """Run work(stage, temporary folder, store) -> metrics unless an intact result is there; True if it ran."""
@@ -170,6 +177,7 @@ class Store:
                 provenance = {"started": started, "wall_seconds": time.monotonic() - clock, "peak_bytes": peak_bytes(), "cost": stage.cost, **environment()}
                 self._finish(stage, temporary, metrics, provenance)
                 temporary.rename(final)
+                shutil.rmtree(self.scratch(stage), ignore_errors=True)
             except OSError as error:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise StoreError(f"{stage.path} could not be written ({error.strerror or error}): free some space or choose another folder with KN_HOME=…") from error
