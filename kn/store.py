@@ -24,7 +24,7 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "nu
 
 @dataclass(frozen=True)
 class Stage:
-    """One piece of work. `settings` is everything beside the fields that changes the result; `cost` is FLOPs (not hashed)."""
+    """One piece of work. `settings` is everything beside the fields that changes the result; not hashed: `cost` in FLOPs, `hints` for the hardware."""
 
     kind: str
     fields: tuple[tuple[str, object], ...]
@@ -32,6 +32,7 @@ class Stage:
     inputs: tuple[Stage, ...] = ()
     version: int = 1
     cost: float = field(default=0.0, compare=False)
+    hints: str = field(default="{}", compare=False)  # JSON
 
     @cached_property
     def hash(self) -> str:

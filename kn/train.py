@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, logging, set_seed
 
-from . import corpora, evaluate, glue, shortcuts
+from . import corpora, evaluate, glue, real, shortcuts
 from .distill import Distillation
 from .fit import TokenRows, distillation_of, lm_collate, run_trainer
 from .gpt2 import KnGPT2Config, KnGPT2ForSequenceClassification, KnGPT2LMHeadModel, KroneckerSpec, compress, count_parameters
@@ -36,6 +36,11 @@ def needed(stage: Stage, kind: str, **fields) -> Stage:
     return found[0]
 
 
+def tasks_of(stage: Stage) -> Stage:
+    """The input that holds GLUE's tasks: the real ones or mini's twins."""
+    return next(i for i in stage.inputs if i.kind in ("glue", "twins"))
+
+
 def load_model(folder: Path, task: str = "lm", labels: int = 0):
     """A saved GPT-2 or KnGPT2 as language model or, with a fresh head of `labels` outputs, as classifier."""
     compressed = json.loads((folder / "config.json").read_text())["model_type"] == "kngpt2"
@@ -52,13 +57,17 @@ def rows_of(store: Store, stage: Stage) -> dict[str, torch.Tensor]:
 
 
 def tokenizer_of(settings: dict):
-    """The committed tokenizer."""
+    """GPT-2's own from the mirror, or the committed one."""
+    if "mirror" in settings:
+        return AutoTokenizer.from_pretrained(real.mirror_folder() / "gpt2", local_files_only=True)
     return AutoTokenizer.from_pretrained(ASSETS / settings["assets"] / "tokenizer", local_files_only=True)
 
 
 def corpus(stage: Stage, folder: Path, store: Store) -> dict:
     """Documentation text → documents, token rows, fingerprint."""
     settings = settings_of(stage)
+    if "mirror" in settings:
+        return real.corpus(settings, folder, tokenizer_of(settings))
     text = settings["text"]
     groups = {"web": tuple(text["web"]), "wiki": tuple(text["wiki"])}
     built = corpora.build(groups, {g: tuple(text[f"{g}_shares"]) for g in groups}, jobs=2)
@@ -76,6 +85,11 @@ def corpus(stage: Stage, folder: Path, store: Store) -> dict:
         (folder / f"{name}.json").write_text(json.dumps(docs))
     save_file(rows, folder / "rows.safetensors")
     return metrics
+
+
+def real_glue(stage: Stage, folder: Path, store: Store) -> dict:
+    """GLUE's own seven tasks, from the mirror."""
+    return real.tasks(settings_of(stage), folder)
 
 
 def twins(stage: Stage, folder: Path, store: Store) -> dict:
@@ -99,6 +113,11 @@ def twins(stage: Stage, folder: Path, store: Store) -> dict:
 def pretrained(stage: Stage, folder: Path, store: Store) -> dict:
     """A committed pretrained model (float16) as float32, its recipe's cost, and its perplexities."""
     settings, name = settings_of(stage), stage["model"]
+    if "mirror" in settings:
+        model = load_model(real.mirror_folder() / settings["name"])
+        model.save_pretrained(folder / "model")
+        commit = settings["mirror"][settings["name"]]["commit"]
+        return {**describe(model, folder / "model"), "commit": commit, **real.carved(), "perplexity": perplexities(model, rows_of(store, stage), settings["precision"])}
     source = ASSETS / settings["assets"] / name
     model = load_model(source)
     model.save_pretrained(folder / "model")
@@ -157,7 +176,7 @@ def pretrain(stage: Stage, folder: Path, store: Store) -> dict:
     alphas[3] *= 1.0 if factor is None else factor
     teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model") if method == "ilkd" else None
     data = TokenRows(rows["sample" if stage["on"] == "web" else "wiki_train"])
-    log, hyper, seconds = run_trainer(student, data, lm_collate, store.scratch(stage), settings, stage["seed"], distillation_of(settings, method, alphas), teacher)
+    log, hyper, seconds = run_trainer(student, data, lm_collate, store.scratch(stage), settings, stage["seed"], distillation_of(settings, method, alphas), teacher, json.loads(stage.hints))
     student.save_pretrained(folder / "model")
     tokens = hyper["steps"] * hyper["batch_size"] * data.rows.shape[1]
     share = min(1.0, tokens / data.rows.numel())
@@ -177,7 +196,7 @@ def finetune_lm(stage: Stage, folder: Path, store: Store) -> dict:
     ilkd = settings["ilkd"]
     teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model") if ilkd else None
     data = TokenRows(rows["wiki_train"])
-    log, hyper, seconds = run_trainer(model, data, lm_collate, store.scratch(stage), settings, stage["seed"], distillation_of(settings, "ilkd" if ilkd else "none"), teacher)
+    log, hyper, seconds = run_trainer(model, data, lm_collate, store.scratch(stage), settings, stage["seed"], distillation_of(settings, "ilkd" if ilkd else "none"), teacher, json.loads(stage.hints))
     found = perplexities(model, rows, settings["precision"], ("wiki",))
     size = store.metrics(needed(stage, "corpus"))["wiki"]["test"]
     return {"hyper": hyper, "log": log, "perplexity": found, "hours": seconds / 3600, "word_perplexity": {"test": evaluate.per_word(found["wiki"]["test"], size["tokens"], size["words"])}}
@@ -185,7 +204,7 @@ def finetune_lm(stage: Stage, folder: Path, store: Store) -> dict:
 
 def glue_data(store: Store, stage: Stage, settings: dict, only: int | None = None):
     """(splits, encoded splits) of the stage's task; `only` keeps one of the two sentences."""
-    splits = glue.read_task(store.folder(needed(stage, "twins")) / stage["task"], stage["task"])
+    splits = glue.read_task(store.folder(tasks_of(stage)) / stage["task"], stage["task"])
     if only is not None:
         splits = {name: [{**row, "texts": row["texts"][only : only + 1]} for row in rows] for name, rows in splits.items()}
     tokenizer = tokenizer_of(settings)
@@ -202,7 +221,7 @@ def train_classifier(stage: Stage, scratch: Path, settings: dict, model, encoded
         return {**evaluate.pad([item["input_ids"] for item in items], pad_id), "labels": torch.tensor([item["label"] for item in items])}
 
     data = Dataset.from_dict({k: encoded["train"][k] for k in ("input_ids", "label")})
-    return run_trainer(model, data, collate, scratch, {**settings, "group_by_length": True}, stage["seed"], distillation, teacher)
+    return run_trainer(model, data, collate, scratch, {**settings, "group_by_length": True}, stage["seed"], distillation, teacher, json.loads(stage.hints))
 
 
 def finetune_glue(stage: Stage, folder: Path, store: Store) -> dict:
@@ -241,7 +260,7 @@ def twin_check(stage: Stage, folder: Path, store: Store) -> dict:
 
 def score(stage: Stage, folder: Path, store: Store) -> dict:
     """Table 6: submission files, written earlier, scored against the test labels that were kept aside."""
-    labels, metrics = store.folder(needed(stage, "twins")), {}
+    labels, metrics = store.folder(tasks_of(stage)), {}
     for item in stage.inputs:
         if item.kind == "finetune_glue":
             source = store.folder(item) / "submission"
@@ -251,4 +270,4 @@ def score(stage: Stage, folder: Path, store: Store) -> dict:
     return {"tasks": metrics, "filled_with_a_constant": filled}
 
 
-WORK = {f.__name__: f for f in (corpus, twins, pretrained, decompose, shapes, pretrain, finetune_lm, finetune_glue, twin_check, score)}
+WORK = {"glue": real_glue} | {f.__name__: f for f in (corpus, twins, pretrained, decompose, shapes, pretrain, finetune_lm, finetune_glue, twin_check, score)}
