@@ -66,7 +66,7 @@ def arguments_of(settings: dict, steps: int, seed: int, folder: Path, hardware: 
     cuda = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=micro, gradient_accumulation_steps=how["batch_size"] // micro,
-        gradient_checkpointing=bool(hardware.get("checkpointing")), learning_rate=how["learning_rate"], max_steps=steps, warmup_steps=round(how["warmup"] * steps),
+        activation_checkpointing=bool(hardware.get("checkpointing")), learning_rate=how["learning_rate"], max_steps=steps, warmup_steps=round(how["warmup"] * steps),
         weight_decay=how["weight_decay"], lr_scheduler_type=how["schedule"], optim=how["optimizer"], max_grad_norm=how["clip"],
         bf16=settings["precision"] == "bf16", use_cpu=not cuda, seed=seed, save_strategy="steps" if steps > saved else "no", save_steps=saved, save_total_limit=1,
         logging_steps=logging_steps, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, remove_unused_columns=False,

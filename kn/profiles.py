@@ -26,7 +26,7 @@ class Text:
     sample: float = 0.10  # share of the web documents KnGPT2's pre-training sees (§3.3: 10 % of OpenWebText, one epoch)
     sample_seed: int = 0
     fingerprint: str = "53ab8fd17eb73eca"  # of the corpus the committed models and reports were made with
-    limit: int = 0  # documents of each split, 0 for all (tests)
+    limit: int = 0  # documents of each split (token rows of a mirror's), 0 for all: tests and rehearsals
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def corpus(settings: dict, folder: Path, tokenizer) -> dict:
     rows, metrics = {}, {"fingerprint": settings["mirror"]["wikitext"]["commit"], "as_committed": True}
 
     def keep(name: str, made: Rows) -> None:
-        rows[name], counts = made.finish()
+        whole, counts = made.finish()
+        rows[name] = whole[: text["limit"]] if text["limit"] else whole
         group, _, split = name.partition("_")
         (metrics.setdefault(group, {}) if split else metrics)[split or name] = counts
         if not len(rows[name]):

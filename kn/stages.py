@@ -98,7 +98,7 @@ class Plan:
     def corpus(self) -> Stage:
         p = self.profile
         if self.real:
-            shares = {"sample": p.text.sample, "sample_seed": p.text.sample_seed, "web_shares": p.text.web_shares}
+            shares = {"sample": p.text.sample, "sample_seed": p.text.sample_seed, "web_shares": p.text.web_shares, "limit": p.text.limit}
             return stage("corpus", {"text": shares, "context": p.model.context, **self.mirrored("gpt2", "wikitext", "openwebtext")}, cost=1e15)
         asset_digest(ASSETS / p.assets / "tokenizer")
         settings = {"text": dataclasses.asdict(p.text), "context": p.model.context, "assets": p.assets, "pins": pins(p.text.web + p.text.wiki)}

@@ -28,7 +28,7 @@ def mirror(folder, monkeypatch):
 
 def settings(**text):
     """Of a corpus stage."""
-    return {"text": {"sample": 0.5, "sample_seed": 0, "web_shares": (0.1, 0.1), **text}, "context": 1024, "mirror": real.digest(("wikitext", "openwebtext"))}
+    return {"text": {"sample": 0.5, "sample_seed": 0, "web_shares": (0.1, 0.1), "limit": 0, **text}, "context": 1024, "mirror": real.digest(("wikitext", "openwebtext"))}
 
 
 def test_token_rows_of_the_real_texts(mirror, tmp_path):
