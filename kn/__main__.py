@@ -1,4 +1,4 @@
-"""Command line: python -m kn plan | run | rebuild. `./run_all.sh` calls `run`; every refusal is one clear line and exit status 2."""
+"""Command line: python -m kn plan | run | doctor | mirror DIR | rebuild. `./run_all.sh` calls `run`; every refusal is one clear line and exit status 2."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from . import launch, notebooks, profiles, stages
+from .sources import SourceError
 from .store import Store, StoreError
 
 
@@ -33,7 +34,10 @@ def positive(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options of ./run_all.sh."""
     top = argparse.ArgumentParser(prog="./run_all.sh", description="Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression' and writes reports/<profile>/.")
-    top.add_argument("command", nargs="?", default="run", choices=("run", "plan", "rebuild"), help="run (default), plan (same as --dry-run), or rebuild mini's pretrained models")
+    top.add_argument("command", nargs="?", default="run", choices=("run", "plan", "doctor", "mirror", "rebuild"),
+                     help="run (default); plan (same as --dry-run); doctor: find what would stop a run; mirror DIR: fetch the hub's models and data; rebuild mini's pretrained models")  # fmt: skip
+    top.add_argument("folder", nargs="?", type=Path, default=None, metavar="DIR", help="mirror: where to")
+    top.add_argument("--wheels", action="store_true", help="mirror: fetch the pinned packages too")
     top.add_argument("--profile", default="mini", metavar="NAME", help="mini (default): documentation text, minutes on a CPU; test: seconds, numbers mean nothing")
     top.add_argument("--only", type=number_list, default=list(stages.TABLES), metavar="4,5", help="tables to make (default: all seven)")
     top.add_argument("--seeds", type=positive, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
@@ -53,6 +57,21 @@ def main(arguments: list[str] | None = None) -> int:
             from .rebuild import rebuild
 
             return rebuild(Store().open(), options.extra)
+        if options.command == "mirror":
+            from . import mirror
+
+            if options.folder is None:
+                raise ValueError("mirror needs a folder: python -m kn mirror DIR")
+            mirror.make(options.folder)
+            if options.wheels:
+                mirror.wheels(options.folder, stages.ROOT / "requirements.txt")
+            return 0
+        if options.folder is not None:
+            raise ValueError(f"{str(options.folder)!r} is not understood: a folder goes with `mirror` only")
+        if options.command == "doctor":
+            from . import doctor
+
+            return doctor.main(profiles.load(options.profile).name)
         profile = profiles.load(options.profile, tuple(options.set))
         plan, wanted = stages.plan(profile, options.only, options.seeds)
         store = Store()
@@ -72,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             status = 1
         return max(status, notebooks.run_all(profile.name, options.only, options.seeds, plan, store))
-    except (ValueError, StoreError) as error:
+    except (ValueError, StoreError, SourceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except launch.StageFailed as error:

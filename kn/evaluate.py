@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from .kronecker import KroneckerEmbedding, KroneckerLinear
 
+TOKENS = 4096  # at once: their logits over 50,257 words take 0.8 GB in float32
+
 
 def autocast(precision: str, device: str = "cpu"):
     """Mixed precision context: "bf16" or "fp32"."""
@@ -17,13 +19,13 @@ def autocast(precision: str, device: str = "cpu"):
 
 
 @torch.no_grad()
-def perplexity(model, rows: torch.Tensor, precision: str = "fp32", batch: int = 32) -> float:
-    """exp(total NLL / predicted tokens) over token rows (n, context): windows without overlap, no token twice."""
+def perplexity(model, rows: torch.Tensor, precision: str = "fp32", batch: int | None = None) -> float:
+    """exp(total NLL / predicted tokens) over token rows (n, context): windows without overlap, no token twice; `batch` rows at a time."""
     if not len(rows):
         raise ValueError("perplexity of an empty text is not defined: the corpus gave no full window")
     model.eval()
     total = count = 0
-    for part in rows.long().split(batch):
+    for part in rows.long().split(batch or max(1, TOKENS // rows.shape[1])):
         with autocast(precision, model.device.type):
             logits = model(input_ids=part.to(model.device)).logits
         total += F.cross_entropy(logits[:, :-1].float().flatten(0, 1), part[:, 1:].flatten().to(model.device), reduction="sum").item()

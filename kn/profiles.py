@@ -26,7 +26,7 @@ class Text:
     sample: float = 0.10  # share of the web documents KnGPT2's pre-training sees (§3.3: 10 % of OpenWebText, one epoch)
     sample_seed: int = 0
     fingerprint: str = "53ab8fd17eb73eca"  # of the corpus the committed models and reports were made with
-    limit: int = 0  # documents of each split, 0 for all (tests)
+    limit: int = 0  # documents of each split (token rows of a mirror's), 0 for all: tests and rehearsals
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,15 @@ class Glue:
     sizes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     max_length: int = 64  # tokens
     seed: int = 0
+    limit: int = 0  # rows of each split, 0 for all (rehearsals)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What changes speed and memory but no result: not part of a stage's key, recorded with it."""
+
+    micro_batch: int = 0  # rows at a time; 0: the whole batch. Gradients are added up to the batch of the profile
+    checkpointing: bool = False  # recompute activations instead of keeping them
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,9 @@ class Profile:
     finetune_glue: Training
     readings: Readings
     glue: Glue
-    assets: str = "mini"  # which committed pretrained models
+    hardware: Hardware = Hardware()
+    source: str = "documentation"  # or "mirror": the hub's models and data
+    assets: str = "mini"  # which committed pretrained models (documentation)
     checks: tuple[str, ...] = ("random", "second_sentence")  # "first_sentence" was at chance too (LOG.md)
 
 
@@ -141,13 +152,33 @@ TEST = dataclasses.replace(
     finetune_glue=dataclasses.replace(MINI.finetune_glue, max_steps=2),
     glue=Glue(sizes={task: (24, 16, 16) for task in SIZES}),
 )
-PROFILES = {"mini": MINI, "test": TEST}
+# GLUE's own sizes, for estimates of cost (each of MNLI's two dev and test sets)
+GLUE_SIZES = {
+    "cola": (8551, 1043, 1063), "rte": (2490, 277, 3000), "mrpc": (3668, 408, 1725), "sst2": (67349, 872, 1821),
+    "mnli": (392702, 9824, 9822), "qnli": (104743, 5463, 5463), "qqp": (363846, 40430, 390965),
+}  # fmt: skip
+PAPER = Profile(
+    name="paper",
+    note="the paper's models and data",
+    text=dataclasses.replace(Text(), web=(), wiki=(), web_shares=(0.00025, 0.00025), fingerprint=""),  # shares of OpenWebText for valid and test
+    model=Model(vocabulary=50257, context=1024, width=768, layers=12, heads=12, activation="gelu_new", dropout=0.1),
+    compression=Compression(),
+    pretrain=Training(batch_size=1, learning_rate=2.5e-4, epochs=1),  # Table 2
+    ablation=Training(batch_size=1, learning_rate=2.5e-4, epochs=1),
+    finetune_lm=Training(batch_size=8, learning_rate=5e-5, epochs=1),
+    finetune_glue=Training(batch_size=16, learning_rate=2e-5, epochs=3, alphas=(0.5, 0.5, 0.5, 0.02)),  # Table 2
+    readings=Readings(),
+    glue=Glue(sizes=GLUE_SIZES, max_length=128),
+    source="mirror",
+    checks=(),
+)
+PROFILES = {"mini": MINI, "test": TEST, "paper": PAPER}
 
 
 def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
     """The profile of this name with `key=value` overrides applied; ValueError says what is allowed."""
-    if name in ("midi", "paper"):
-        raise ValueError(f"profile {name!r} cannot run yet: this version has mini (default) and test")
+    if name == "midi":
+        raise ValueError(f"profile {name!r} cannot run yet: this version has mini (default), paper and test")
     if name not in PROFILES:
         raise ValueError(f"profile {name!r} is unknown: allowed are {', '.join(PROFILES)}")
     profile = PROFILES[name]
@@ -166,7 +197,7 @@ def keys(settings, prefix: str = "") -> list[str]:
         value = getattr(settings, item.name)
         if dataclasses.is_dataclass(value):
             found += keys(value, f"{prefix}{item.name}.")
-        elif item.name not in ("name", "note", "sizes", "assets"):
+        elif item.name not in ("name", "note", "sizes", "assets", "source"):
             found.append(prefix + item.name)
     return found
 

@@ -22,7 +22,10 @@ ROWS = ("teacher", "baseline", "baseline_kd", "student", "student_ilkd")
 METHODS = {"baseline_kd": "vanilla", "student_ilkd": "ilkd"}
 OBJECTIVES = ("lm", "kd", "lm_kd")
 TABLES = range(1, 8)
-TOKENS = {"sample": 119_000, "wiki": 610_000, "row": 27}  # of mini's corpus, for estimates of cost only
+TOKENS = {  # of a pre-training, of the wiki corpus, of a GLUE row: for estimates of cost only
+    "documentation": {"sample": 119_000, "wiki": 610_000, "row": 27},
+    "mirror": {"sample": 900_000_000, "wiki": 118_000_000, "row": 45},  # 10 % of OpenWebText's 9 billion
+}
 
 
 def precision() -> str:
@@ -62,9 +65,9 @@ def pins(names: tuple[str, ...]) -> dict[str, str]:
     return {name: version(where[name][0]) for name in names}
 
 
-def stage(kind: str, settings: dict, inputs: tuple[Stage, ...] = (), cost: float = 0.0, version: int = 1, **fields) -> Stage:
+def stage(kind: str, settings: dict, inputs: tuple[Stage, ...] = (), cost: float = 0.0, version: int = 1, hints: dict | None = None, **fields) -> Stage:
     """A Stage with its settings as canonical JSON."""
-    return Stage(kind, tuple(fields.items()), json.dumps(settings, sort_keys=True), inputs, version, cost)
+    return Stage(kind, tuple(fields.items()), json.dumps(settings, sort_keys=True), inputs, version, cost, json.dumps(hints or {}))
 
 
 class Plan:
@@ -73,6 +76,8 @@ class Plan:
     def __init__(self, profile: Profile):
         self.profile = p = profile
         self.precision = precision()
+        self.counts = TOKENS[p.source]
+        self.hints, self.real = dataclasses.asdict(p.hardware), p.source == "mirror"
         blocks, head = 12 * p.model.layers * p.model.width**2, p.model.vocabulary * p.model.width
         self.forward = {"lm": 2 * (blocks + head), "glue": 2 * blocks}  # FLOPs a token of the teacher
 
@@ -83,15 +88,27 @@ class Plan:
         """Tokens of a language-model run, for its cost."""
         return training.max_steps * training.batch_size * self.profile.model.context or training.epochs * all_tokens
 
+    def mirrored(self, *items: str) -> dict:
+        """Settings of a stage that reads these items of the mirror."""
+        from .real import digest
+
+        return {"mirror": digest(items)}
+
     @functools.cached_property
     def corpus(self) -> Stage:
         p = self.profile
+        if self.real:
+            shares = {"sample": p.text.sample, "sample_seed": p.text.sample_seed, "web_shares": p.text.web_shares, "limit": p.text.limit}
+            return stage("corpus", {"text": shares, "context": p.model.context, **self.mirrored("gpt2", "wikitext", "openwebtext")}, cost=1e15)
         asset_digest(ASSETS / p.assets / "tokenizer")
         settings = {"text": dataclasses.asdict(p.text), "context": p.model.context, "assets": p.assets, "pins": pins(p.text.web + p.text.wiki)}
         return stage("corpus", settings, cost=2.1e12)
 
     @functools.cached_property
     def twins(self) -> Stage:
+        """GLUE's tasks: the real ones, or mini's stand-ins."""
+        if self.real:
+            return stage("glue", {"tasks": list(self.profile.glue.sizes), "limit": self.profile.glue.limit, **self.mirrored("glue")}, cost=1e13)
         return stage("twins", {"sizes": self.profile.glue.sizes, "seed": self.profile.glue.seed}, (self.corpus,), cost=2.7e11, version=2)
 
     @functools.cached_property
@@ -100,6 +117,9 @@ class Plan:
 
     def pretrained(self, model: str) -> Stage:
         p = self.profile
+        if self.real:
+            name = {"teacher": "gpt2", "baseline": "distilgpt2"}[model]
+            return stage("pretrained", {"precision": self.precision, "name": name, **self.mirrored(name)}, (self.corpus,), cost=1e14, model=model)
         return stage("pretrained", {"assets": p.assets, "digest": asset_digest(ASSETS / p.assets / model), "precision": self.precision}, (self.corpus,), cost=5e11, model=model)
 
     @functools.cached_property
@@ -108,9 +128,9 @@ class Plan:
 
     def pretrain(self, on: str, objective: str, seed: int) -> Stage:
         training = self.profile.pretrain if on == "web" else self.profile.ablation
-        cost = self.forward["lm"] * (2.7 if objective == "lm" else 4.2) * self.tokens(training, TOKENS["sample" if on == "web" else "wiki"]) + 1e11
+        cost = self.forward["lm"] * (2.7 if objective == "lm" else 4.2) * self.tokens(training, self.counts["sample" if on == "web" else "wiki"]) + 1e11
         teacher = () if objective == "lm" else (self.pretrained("teacher"),)
-        return stage("pretrain", self.train_settings(training), (self.corpus, self.decompose, *teacher), cost, on=on, objective=objective, seed=seed)
+        return stage("pretrain", self.train_settings(training), (self.corpus, self.decompose, *teacher), cost, hints=self.hints, on=on, objective=objective, seed=seed)
 
     def source(self, row: str, seed: int) -> Stage:
         """The model a row of Tables 4-7 starts from."""
@@ -124,17 +144,17 @@ class Plan:
         p = self.profile
         ilkd = model == "student" and p.readings.table4_ilkd
         inputs = (self.corpus, self.source(model, seed), *((self.pretrained("teacher"),) if ilkd else ()))
-        cost = self.forward["lm"] * {"teacher": 3, "baseline": 2, "student": 2.7}[model] * self.tokens(p.finetune_lm, TOKENS["wiki"])
-        return stage("finetune_lm", self.train_settings(p.finetune_lm, ilkd=ilkd), inputs, cost, model=model, seed=seed)
+        cost = self.forward["lm"] * {"teacher": 3, "baseline": 2, "student": 2.7}[model] * self.tokens(p.finetune_lm, self.counts["wiki"])
+        return stage("finetune_lm", self.train_settings(p.finetune_lm, ilkd=ilkd), inputs, cost, hints=self.hints, model=model, seed=seed)
 
     def glue_cost(self, task: str, factor: float) -> float:
         training, size = self.profile.finetune_glue, self.profile.glue.sizes[task]
         rows = training.max_steps * training.batch_size or training.epochs * size[0]
-        return self.forward["glue"] * TOKENS["row"] * (factor * rows + size[1] + size[2]) + 3e10
+        return self.forward["glue"] * self.counts["row"] * (factor * rows + size[1] + size[2]) + 3e10
 
     def glue_settings(self, method: str, **more) -> dict:
         p = self.profile
-        return self.train_settings(p.finetune_glue, method=method, max_length=p.glue.max_length, assets=p.assets, **more)
+        return self.train_settings(p.finetune_glue, method=method, max_length=p.glue.max_length, **({"mirror": "gpt2"} if self.real else {"assets": p.assets}), **more)
 
     def finetune_glue(self, row: str, task: str, seed: int) -> Stage:
         p = self.profile
@@ -142,7 +162,7 @@ class Plan:
         guide = () if method == "none" else (self.finetune_glue("teacher", task, seed),)
         inputs = (self.twins, self.source(row, seed), *guide)
         factor = {"none": 3.0, "vanilla": 3.0, "ilkd": 4.5}[method] * (0.6 if row.startswith("baseline") else 1.0)
-        return stage("finetune_glue", self.glue_settings(method, keep_model=row == "teacher"), inputs, self.glue_cost(task, factor), row=row, task=task, seed=seed)
+        return stage("finetune_glue", self.glue_settings(method, keep_model=row == "teacher"), inputs, self.glue_cost(task, factor), hints=self.hints, row=row, task=task, seed=seed)
 
     def twin_checks(self, tasks: tuple[str, ...]) -> list[Stage]:
         wanted = [(t, c) for t in tasks for c in self.profile.checks if c == "random" or t not in ONE_SENTENCE]
@@ -167,6 +187,8 @@ class Plan:
         if number == 5:
             return [self.twins, *glue, *self.twin_checks(tasks)]
         if number == 6:
+            if self.real:  # GLUE's server has the labels
+                return [self.twins, *glue]
             return [self.twins, *glue, *self.twin_checks(tasks), *(self.score(row, tasks, seed) for seed in seeds for row in ROWS)]
         arms = ["ablation_none", *(f"ablation_{o}" for o in OBJECTIVES)]
         mnli = [self.finetune_glue(arm, "mnli", seed) for seed in seeds for arm in arms] if "mnli" in tasks else []

@@ -24,7 +24,7 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "nu
 
 @dataclass(frozen=True)
 class Stage:
-    """One piece of work. `settings` is everything beside the fields that changes the result; `cost` is FLOPs (not hashed)."""
+    """One piece of work. `settings` is everything beside the fields that changes the result; not hashed: `cost` in FLOPs, `hints` for the hardware."""
 
     kind: str
     fields: tuple[tuple[str, object], ...]
@@ -32,6 +32,7 @@ class Stage:
     inputs: tuple[Stage, ...] = ()
     version: int = 1
     cost: float = field(default=0.0, compare=False)
+    hints: str = field(default="{}", compare=False)  # JSON
 
     @cached_property
     def hash(self) -> str:
@@ -129,6 +130,12 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"the manifest cannot be read ({type(error).__name__})"
 
+    def scratch(self, stage: Stage) -> Path:
+        """A folder for checkpoints that outlives a killed run; it goes when the stage is finished."""
+        folder = self.folder(stage).with_name(f"{self.folder(stage).name}.work")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def has(self, stage: Stage) -> bool:
         """Whether an intact result is there."""
         return self.damage(stage) is None
@@ -150,6 +157,7 @@ class Store:
         """Remove these results."""
         for item in stages:
             shutil.rmtree(self.folder(item), ignore_errors=True)
+            shutil.rmtree(self.scratch(item), ignore_errors=True)
 
     def make(self, stage: Stage, work) -> bool:
         """Run work(stage, temporary folder, store) -> metrics unless an intact result is there; True if it ran."""
@@ -170,6 +178,7 @@ class Store:
                 provenance = {"started": started, "wall_seconds": time.monotonic() - clock, "peak_bytes": peak_bytes(), "cost": stage.cost, **environment()}
                 self._finish(stage, temporary, metrics, provenance)
                 temporary.rename(final)
+                shutil.rmtree(self.scratch(stage), ignore_errors=True)
             except OSError as error:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise StoreError(f"{stage.path} could not be written ({error.strerror or error}): free some space or choose another folder with KN_HOME=…") from error

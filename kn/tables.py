@@ -64,7 +64,7 @@ class Sheet:
     """Collects the lines of one table; paper values are looked up by row and column."""
 
     def __init__(self, table: int):
-        self.table, self.lines = table, []
+        self.table, self.lines, self.missing = table, [], "not run"
         self.paper = {(cell.row, cell.column): cell for cell in printed(table).itertuples()}
 
     def add(self, row: str, column: str, found: Found, metric: str = "", unit: str = "", verdict: str = "", paper: Any = ...) -> None:
@@ -84,7 +84,7 @@ class Sheet:
         elif values:
             ours = " / ".join(dict.fromkeys(map(str, values)))
         line = [self.table, row, column, metric, paper, ours, sd, len(values), delta]
-        self.lines.append([*line, "not run" if ours is None else verdict or "recorded", unit, ";".join(dict.fromkeys(found.stages))])
+        self.lines.append([*line, self.missing if ours is None else verdict or "recorded", unit, ";".join(dict.fromkeys(found.stages))])
 
     def frame(self) -> pandas.DataFrame:
         import pandas
@@ -246,6 +246,8 @@ def average(records: list[dict], row: str, split: str = "dev", tasks: Iterable[s
 
 def _glue(sheet: Sheet, records: list[dict], profile: str) -> None:
     split, known = {5: "dev", 6: "test"}[sheet.table], informative(records)
+    if split == "test" and profile == "paper":
+        sheet.missing = "server only"  # GLUE's test labels are hidden: the submission files are beside each stage
     extra = []
     for key, row in GLUE_ROWS.items():
         for task, column in TASKS.items():

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, TrainingArguments, logging, set_seed
+from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, logging, set_seed
 
-from . import corpora, evaluate, glue, shortcuts
-from .distill import Distillation, DistillTrainer
+from . import corpora, evaluate, glue, real, shortcuts
+from .distill import Distillation
+from .fit import TokenRows, distillation_of, lm_collate, run_trainer
 from .gpt2 import KnGPT2Config, KnGPT2ForSequenceClassification, KnGPT2LMHeadModel, KroneckerSpec, compress, count_parameters
 from .store import Stage, Store, cpu_name
 
@@ -36,6 +36,11 @@ def needed(stage: Stage, kind: str, **fields) -> Stage:
     return found[0]
 
 
+def tasks_of(stage: Stage) -> Stage:
+    """The input that holds GLUE's tasks: the real ones or mini's twins."""
+    return next(i for i in stage.inputs if i.kind in ("glue", "twins"))
+
+
 def load_model(folder: Path, task: str = "lm", labels: int = 0):
     """A saved GPT-2 or KnGPT2 as language model or, with a fresh head of `labels` outputs, as classifier."""
     compressed = json.loads((folder / "config.json").read_text())["model_type"] == "kngpt2"
@@ -52,13 +57,17 @@ def rows_of(store: Store, stage: Stage) -> dict[str, torch.Tensor]:
 
 
 def tokenizer_of(settings: dict):
-    """The committed tokenizer."""
+    """GPT-2's own from the mirror, or the committed one."""
+    if "mirror" in settings:
+        return AutoTokenizer.from_pretrained(real.mirror_folder() / "gpt2", local_files_only=True)
     return AutoTokenizer.from_pretrained(ASSETS / settings["assets"] / "tokenizer", local_files_only=True)
 
 
 def corpus(stage: Stage, folder: Path, store: Store) -> dict:
     """Documentation text → documents, token rows, fingerprint."""
     settings = settings_of(stage)
+    if "mirror" in settings:
+        return real.corpus(settings, folder, tokenizer_of(settings))
     text = settings["text"]
     groups = {"web": tuple(text["web"]), "wiki": tuple(text["wiki"])}
     built = corpora.build(groups, {g: tuple(text[f"{g}_shares"]) for g in groups}, jobs=2)
@@ -76,6 +85,11 @@ def corpus(stage: Stage, folder: Path, store: Store) -> dict:
         (folder / f"{name}.json").write_text(json.dumps(docs))
     save_file(rows, folder / "rows.safetensors")
     return metrics
+
+
+def real_glue(stage: Stage, folder: Path, store: Store) -> dict:
+    """GLUE's own seven tasks, from the mirror."""
+    return real.tasks(settings_of(stage), folder)
 
 
 def twins(stage: Stage, folder: Path, store: Store) -> dict:
@@ -99,6 +113,11 @@ def twins(stage: Stage, folder: Path, store: Store) -> dict:
 def pretrained(stage: Stage, folder: Path, store: Store) -> dict:
     """A committed pretrained model (float16) as float32, its recipe's cost, and its perplexities."""
     settings, name = settings_of(stage), stage["model"]
+    if "mirror" in settings:
+        model = load_model(real.mirror_folder() / settings["name"])
+        model.save_pretrained(folder / "model")
+        commit = settings["mirror"][settings["name"]]["commit"]
+        return {**describe(model, folder / "model"), "commit": commit, **real.carved(), "perplexity": perplexities(model, rows_of(store, stage), settings["precision"])}
     source = ASSETS / settings["assets"] / name
     model = load_model(source)
     model.save_pretrained(folder / "model")
@@ -144,59 +163,12 @@ def shapes(stage: Stage, folder: Path, store: Store) -> dict:
     return found
 
 
-class TokenRows(torch.utils.data.Dataset):
-    """Rows of token ids as language-model examples."""
-
-    def __init__(self, rows: torch.Tensor):
-        self.rows = rows.long()
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return {"input_ids": self.rows[index], "labels": self.rows[index]}
-
-
-def run_trainer(model, data, collate, folder: Path, settings: dict, seed: int, distillation: Distillation, teacher=None) -> tuple[list[dict], dict]:
-    """Train with transformers' Trainer; returns its log and the hyper-parameters as they were used."""
-    how = settings["training"]
-    steps = how["max_steps"] or math.ceil(len(data) / how["batch_size"] * how["epochs"])
-    arguments = TrainingArguments(
-        output_dir=str(folder / "trainer"), per_device_train_batch_size=how["batch_size"], learning_rate=how["learning_rate"], max_steps=steps,
-        warmup_steps=round(how["warmup"] * steps), weight_decay=how["weight_decay"], lr_scheduler_type=how["schedule"], optim=how["optimizer"],
-        max_grad_norm=how["clip"], bf16=settings["precision"] == "bf16", use_cpu=not torch.cuda.is_available(), seed=seed, save_strategy="no",
-        logging_steps=max(1, steps // 25), logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, remove_unused_columns=False,
-        dataloader_pin_memory=False, train_sampling_strategy="group_by_length" if settings.get("group_by_length") else "random",
-    )  # fmt: skip
-    trainer = DistillTrainer(model=model, args=arguments, train_dataset=data, data_collator=collate, distillation=distillation, teacher=teacher)
-    trainer.remove_callback(next(c for c in (type(c) for c in trainer.callback_handler.callbacks) if c.__name__ in ("PrinterCallback", "ProgressCallback")))
-    trainer.train()
-    shutil.rmtree(folder / "trainer", ignore_errors=True)
-    keep = ("step", "loss", "embedding", "attention", "hidden", "cross_entropy", "logits", "learning_rate")
-    log = [{k: line[k] for k in keep if k in line} for line in trainer.state.log_history if "loss" in line]
-    bad = [line["step"] for line in log if not math.isfinite(line["loss"])]
-    if bad:
-        raise FloatingPointError(f"the loss is not finite at step {bad[0]}: lower the learning rate ({how['learning_rate']}) or use float32")
-    return log, {**how, "steps": steps, "method": distillation.method, "direction": distillation.direction, "hidden_point": distillation.hidden_point, "precision": settings["precision"], "seed": seed}
-
-
-def lm_collate(items: list[dict]) -> dict[str, torch.Tensor]:
-    """Stack equally long token rows."""
-    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
-
-
-def distillation_of(settings: dict, method: str, alphas=None) -> Distillation:
-    """A Distillation from the stage's readings."""
-    r = settings["readings"]
-    return Distillation(method, tuple(alphas or settings["training"]["alphas"]), r["direction"], r["hidden_point"], r["logit_term"], r["kd_weight"], r["temperature"])
-
-
 OBJECTIVES = {"lm": ("none", None), "kd": ("ilkd", 0.0), "lm_kd": ("ilkd", 1.0)}  # method, factor on α4
 
 
 def pretrain(stage: Stage, folder: Path, store: Store) -> dict:
     """Light pre-training of the SVD start (§4.2), or one arm of the ablation (§4.4)."""
-    settings, rows, clock = settings_of(stage), rows_of(store, stage), time.monotonic()
+    settings, rows = settings_of(stage), rows_of(store, stage)
     set_seed(stage["seed"])
     student = load_model(store.folder(needed(stage, "decompose")) / "model")
     method, factor = OBJECTIVES[stage["objective"]]
@@ -204,8 +176,7 @@ def pretrain(stage: Stage, folder: Path, store: Store) -> dict:
     alphas[3] *= 1.0 if factor is None else factor
     teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model") if method == "ilkd" else None
     data = TokenRows(rows["sample" if stage["on"] == "web" else "wiki_train"])
-    log, hyper = run_trainer(student, data, lm_collate, folder, settings, stage["seed"], distillation_of(settings, method, alphas), teacher)
-    seconds = time.monotonic() - clock
+    log, hyper, seconds = run_trainer(student, data, lm_collate, store.scratch(stage), settings, stage["seed"], distillation_of(settings, method, alphas), teacher, json.loads(stage.hints))
     student.save_pretrained(folder / "model")
     tokens = hyper["steps"] * hyper["batch_size"] * data.rows.shape[1]
     share = min(1.0, tokens / data.rows.numel())
@@ -218,15 +189,14 @@ def pretrain(stage: Stage, folder: Path, store: Store) -> dict:
 
 def finetune_lm(stage: Stage, folder: Path, store: Store) -> dict:
     """Fine-tuning on the wiki corpus for Table 4."""
-    settings, rows, clock = settings_of(stage), rows_of(store, stage), time.monotonic()
+    settings, rows = settings_of(stage), rows_of(store, stage)
     set_seed(stage["seed"])
     source = next(i for i in stage.inputs if i.kind in ("pretrained", "pretrain"))
     model = load_model(store.folder(source) / "model")
     ilkd = settings["ilkd"]
     teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model") if ilkd else None
     data = TokenRows(rows["wiki_train"])
-    log, hyper = run_trainer(model, data, lm_collate, folder, settings, stage["seed"], distillation_of(settings, "ilkd" if ilkd else "none"), teacher)
-    seconds = time.monotonic() - clock
+    log, hyper, seconds = run_trainer(model, data, lm_collate, store.scratch(stage), settings, stage["seed"], distillation_of(settings, "ilkd" if ilkd else "none"), teacher, json.loads(stage.hints))
     found = perplexities(model, rows, settings["precision"], ("wiki",))
     size = store.metrics(needed(stage, "corpus"))["wiki"]["test"]
     return {"hyper": hyper, "log": log, "perplexity": found, "hours": seconds / 3600, "word_perplexity": {"test": evaluate.per_word(found["wiki"]["test"], size["tokens"], size["words"])}}
@@ -234,14 +204,14 @@ def finetune_lm(stage: Stage, folder: Path, store: Store) -> dict:
 
 def glue_data(store: Store, stage: Stage, settings: dict, only: int | None = None):
     """(splits, encoded splits) of the stage's task; `only` keeps one of the two sentences."""
-    splits = glue.read_task(store.folder(needed(stage, "twins")) / stage["task"], stage["task"])
+    splits = glue.read_task(store.folder(tasks_of(stage)) / stage["task"], stage["task"])
     if only is not None:
         splits = {name: [{**row, "texts": row["texts"][only : only + 1]} for row in rows] for name, rows in splits.items()}
     tokenizer = tokenizer_of(settings)
     return splits, {name: glue.encode(tokenizer, rows, settings["max_length"]) for name, rows in splits.items()}
 
 
-def train_classifier(stage: Stage, folder: Path, settings: dict, model, encoded: dict, distillation: Distillation, teacher=None):
+def train_classifier(stage: Stage, scratch: Path, settings: dict, model, encoded: dict, distillation: Distillation, teacher=None):
     """Fine-tune a classifier on encoded["train"] in batches of similar length."""
     from datasets import Dataset
 
@@ -251,12 +221,12 @@ def train_classifier(stage: Stage, folder: Path, settings: dict, model, encoded:
         return {**evaluate.pad([item["input_ids"] for item in items], pad_id), "labels": torch.tensor([item["label"] for item in items])}
 
     data = Dataset.from_dict({k: encoded["train"][k] for k in ("input_ids", "label")})
-    return run_trainer(model, data, collate, folder, {**settings, "group_by_length": True}, stage["seed"], distillation, teacher)
+    return run_trainer(model, data, collate, scratch, {**settings, "group_by_length": True}, stage["seed"], distillation, teacher, json.loads(stage.hints))
 
 
 def finetune_glue(stage: Stage, folder: Path, store: Store) -> dict:
     """One row and one task of Tables 5-7: fine-tune, score on dev, predict test into submission files."""
-    settings, task, clock = settings_of(stage), stage["task"], time.monotonic()
+    settings, task = settings_of(stage), stage["task"]
     set_seed(stage["seed"])
     source = next(i for i in stage.inputs if i.kind in ("pretrained", "pretrain", "decompose"))
     labels = len(glue.TASKS[task].labels)
@@ -264,8 +234,7 @@ def finetune_glue(stage: Stage, folder: Path, store: Store) -> dict:
     splits, encoded = glue_data(store, stage, settings)
     guides = [i for i in stage.inputs if i.kind == "finetune_glue"]
     teacher = load_model(store.folder(guides[0]) / "model", "glue", labels) if guides else None
-    log, hyper = train_classifier(stage, folder, settings, model, encoded, distillation_of(settings, settings["method"]), teacher)
-    seconds = time.monotonic() - clock
+    log, hyper, seconds = train_classifier(stage, store.scratch(stage), settings, model, encoded, distillation_of(settings, settings["method"]), teacher)
     answers = {name: evaluate.predict(model, encoded[name], settings["precision"]) for name in encoded if name != "train"}
     tests = glue.TASKS[task].test
     glue.write_submission(folder / "submission", task, {n: answers[n] for n in tests} if len(tests) > 1 else answers[tests[0]])
@@ -284,14 +253,14 @@ def twin_check(stage: Stage, folder: Path, store: Store) -> dict:
         model = GPT2ForSequenceClassification(model.config)
     only = {"random": None, "first_sentence": 0, "second_sentence": 1}[stage["check"]]
     splits, encoded = glue_data(store, stage, settings, only)
-    _, hyper = train_classifier(stage, folder, settings, model, encoded, distillation_of(settings, "none"))
+    _, hyper, _ = train_classifier(stage, store.scratch(stage), settings, model, encoded, distillation_of(settings, "none"))
     answers = {name: evaluate.predict(model, encoded[name], settings["precision"]) for name in encoded if name.startswith("dev")}
     return {"hyper": hyper, "dev": shortcuts.dev_scores(task, answers, splits)}
 
 
 def score(stage: Stage, folder: Path, store: Store) -> dict:
     """Table 6: submission files, written earlier, scored against the test labels that were kept aside."""
-    labels, metrics = store.folder(needed(stage, "twins")), {}
+    labels, metrics = store.folder(tasks_of(stage)), {}
     for item in stage.inputs:
         if item.kind == "finetune_glue":
             source = store.folder(item) / "submission"
@@ -301,4 +270,4 @@ def score(stage: Stage, folder: Path, store: Store) -> dict:
     return {"tasks": metrics, "filled_with_a_constant": filled}
 
 
-WORK = {f.__name__: f for f in (corpus, twins, pretrained, decompose, shapes, pretrain, finetune_lm, finetune_glue, twin_check, score)}
+WORK = {"glue": real_glue} | {f.__name__: f for f in (corpus, twins, pretrained, decompose, shapes, pretrain, finetune_lm, finetune_glue, twin_check, score)}

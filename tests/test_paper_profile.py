@@ -1,0 +1,56 @@
+"""The paper profile from a rehearsal mirror of real data: every stage, cut to a few steps; models with random weights.
+
+The models here are tiny, for time; `tests/rehearsal.py` without --tiny makes them at full size.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+import rehearsal
+from conftest import ROOT
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="needs the folder ../shared/data of real public files beside the clone")
+CUT = [
+    "text.sample=0.3", "text.web_shares=0.2,0.2", "text.limit=4", "glue.limit=40", "pretrain.max_steps=2", "ablation.max_steps=2",
+    "finetune_lm.max_steps=2", "finetune_lm.batch_size=2", "hardware.micro_batch=1", "finetune_glue.max_steps=2", "finetune_glue.batch_size=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    home = tmp_path_factory.mktemp("paper")
+    rehearsal.build(SHARED, home / "mirror", tiny=True)
+    variables = {**os.environ, "KN_MIRROR": str(home / "mirror"), "KN_HOME": str(home / "store"), "KN_REPORTS": str(home / "reports"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    options = [part for setting in CUT for part in ("--set", setting)]
+    result = subprocess.run([sys.executable, "-m", "kn", "--profile", "paper", *options], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
+    return home
+
+
+def test_every_table_is_made_from_the_real_formats(run):
+    folder = run / "reports" / "paper"
+    tables = {n: pandas.read_csv(folder / f"table{n}.csv", dtype=str, keep_default_na=False) for n in range(1, 8)}
+    for number in (1, 2, 4, 5, 7):
+        printed = tables[number][tables[number]["paper"] != ""]
+        assert len(printed) and not (printed["verdict"] == "not run").any(), number
+    test = tables[6][(tables[6]["column"] == "CoLA") & (tables[6]["row"] == "KnGPT2 + ILKD")].iloc[0]
+    assert test["verdict"] == "server only" and test["ours"] == ""
+
+
+def test_predictions_are_there_for_the_server(run):
+    folders = [p for p in (run / "store" / "finetune_glue").iterdir() if p.name.startswith("student_ilkd-cola-0-") and p.is_dir()]
+    lines = (folders[0] / "submission" / "CoLA.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and len(lines) == 41
+
+
+def test_provenance_says_what_was_read_and_overridden(run):
+    teacher = next(p for p in (run / "store" / "pretrained").iterdir() if p.name.startswith("teacher"))
+    metrics = json.loads((teacher / "metrics.json").read_text())
+    assert metrics["commit"] == "rehearsal: not the hub's" and metrics["weights"] == "random"
+    assert json.loads((run / "reports" / "paper" / "run.json").read_text())["overrides"] == CUT
