@@ -3,11 +3,24 @@
 import os
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for variable, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive")):
     os.environ.setdefault(variable, value)  # tiny tensors: waiting threads took four times as long beside another process
 ROOT = Path(__file__).parent.parent
-LAST = ("test_run_all.py", "test_mini.py")
+LAST = ("test_real.py", "test_paper_profile.py", "test_run_all.py", "test_mini.py")
+SHARED = ROOT.parent / "shared" / "data"  # real public files, for rehearsals of the paper profile
+
+
+@pytest.fixture(scope="session")
+def rehearsal_mirror(tmp_path_factory):
+    """A mirror of the real files in ../shared/data with tiny models of random weights; skips where the folder is absent."""
+    if not SHARED.exists():
+        pytest.skip("needs the folder ../shared/data of real public files beside the clone")
+    import rehearsal
+
+    return rehearsal.build(SHARED, tmp_path_factory.mktemp("rehearsal") / "mirror", tiny=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -41,9 +41,8 @@ def cell(frame, row, column):
 
 
 def test_measured_values_against_the_expected_ones(reports):
-    """tests/expected/mini.json holds (value, tolerance) of one seed; tolerances cover another processor's rounding, which one
-    seed's training amplifies: perplexities 5 % (SVD start 1 %: no training), GLUE averages 4.4 points (the mean over the
-    seven tasks of the range the teacher's dev score had over three seeds, LOG.md: 3.0, 3.3, 1.6, 7.0, 7.5, 3.8, 4.2)."""
+    """tests/expected/mini.json holds value (mean of five seeds) and tolerance (four standard deviations of one seed, at least 1 %), both made from
+    the committed report by tests/expected/make.py: another processor's rounding, amplified by training, moves a number about as far as another seed."""
     expected = json.loads((ROOT / "tests" / "expected" / "mini.json").read_text())
     import pandas
 

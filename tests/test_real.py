@@ -1,29 +1,19 @@
 """Token rows and GLUE files of the paper profile, from a rehearsal mirror with GPT-2's real tokenizer."""
 
-from pathlib import Path
-
 import pytest
-import rehearsal
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from kn import glue, real, sources
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="needs the folder ../shared/data of real public files beside the clone")
 # GLUE's published sizes (train, and dev where the folder is whole) and the share of label 1 in training, counted from the files GLUE gives out
 COLA_ACCEPTABLE, SST2_POSITIVE, MRPC_EQUIVALENT, RTE_ENTAILED = 6023, 37569, 2474, 1249
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return rehearsal.build(SHARED, tmp_path_factory.mktemp("rehearsal") / "mirror", tiny=True)
-
-
 @pytest.fixture
-def mirror(folder, monkeypatch):
-    monkeypatch.setenv("KN_MIRROR", str(folder))
-    return folder
+def mirror(rehearsal_mirror, monkeypatch):
+    monkeypatch.setenv("KN_MIRROR", str(rehearsal_mirror))
+    return rehearsal_mirror
 
 
 def settings(**text):

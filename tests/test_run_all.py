@@ -24,7 +24,7 @@ def kn(*arguments, home, timeout=300, **environment):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "huge"], "profile 'huge' is unknown: allowed are mini, test"),
+        (["--profile", "huge"], "profile 'huge' is unknown: allowed are mini, test, paper"),
         (["--only", "9"], "table 9 does not exist: allowed are 1 to 7"),
         (["--only", "four"], "'four' is not a list of table numbers"),
         (["--seeds", "0"], "'0' is not a whole number of at least 1"),

@@ -12,8 +12,6 @@ from transformers import AutoTokenizer
 
 from kn import glue, mirror, sources
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not SHARED.exists(), reason="needs the folder ../shared/data of real public files beside the clone")
 ARTICLES = ["", " = One = \n", "", " Text of one . \n", " = = Part = = \n", " More . \n", " = Two = \n", " Text of two . \n"]
 
 
@@ -164,9 +162,8 @@ def test_making_a_mirror_without_network_or_room(tiny, tmp_path, monkeypatch):
         mirror.make(tmp_path / "new", ITEMS, hub, hub.download)
 
 
-@needs_data
-def test_a_rehearsal_mirror_of_real_data_reads_back(tmp_path):
-    target = rehearsal.build(SHARED, tmp_path / "mirror", tiny=True)
+def test_a_rehearsal_mirror_of_real_data_reads_back(rehearsal_mirror):
+    target = rehearsal_mirror
     assert mirror.problems(target) == []
     sizes = {task: {split: len(rows) for split, rows in sources.glue_rows(target, task).items()} for task in glue.TASKS}
     assert sizes["cola"] == {"train": 8551, "dev": 1043, "test": 1063} and sizes["sst2"] == {"train": 67349, "dev": 872, "test": 1821}
