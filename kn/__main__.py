@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import launch, notebooks, profiles, stages
+from . import glue, launch, notebooks, profiles, stages
 from .sources import SourceError
 from .store import Store, StoreError
 
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--jobs", type=positive, default=None, metavar="N", help="processes of one thread each (default: all processors)")
     top.add_argument("--dry-run", action="store_true", help="print the plan with its costs and stop")
     top.add_argument("--fresh", action="store_true", help="make the asked-for stages again, even where the store has them")
+    top.add_argument("--glue-scores", type=Path, default=None, metavar="FILE", help="paper: a CSV (row, seed, task, score) of what the GLUE server gave, for Table 6")
     top.add_argument("--extra", type=Path, default=None, metavar="DIR", help="rebuild: a folder of unpacked packages whose documentation joins the teacher's text")
     return top
 
@@ -82,6 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
         stages.report_folder(profile.name).mkdir(parents=True, exist_ok=True)
         if options.fresh:
             store.forget(plan)
+        if options.glue_scores:
+            if profile.source != "mirror":
+                raise ValueError(f"--glue-scores is for the paper profile: {profile.name} scores its test sets itself")
+            glue.read_scores(options.glue_scores, stages.ROWS)
+            os.environ["KN_GLUE_SCORES"] = str(options.glue_scores.absolute())
         os.environ["KN_SET"] = "\n".join(options.set)
         print(launch.describe(plan, store, options.jobs), flush=True)
         status = 0

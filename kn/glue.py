@@ -290,3 +290,29 @@ def grade(submission: Path | str, name: str, folder: Path | str) -> dict[str, fl
         labels[cells[0]].append(_label(task, cells[2], path, number))
     pairs = [(read_submission(Path(submission) / file, name), labels[split]) for split, file in zip(task.test, task.files, strict=True)]
     return score(name, *pairs[0], pair=pairs[1] if len(pairs) > 1 else None)
+
+
+def read_scores(path: Path | str, rows: tuple[str, ...]) -> dict[tuple[str, int], dict[str, float]]:
+    """Scores the GLUE server gave, from a CSV with the columns row, seed, task, score (percent): {(row, seed): {task: score}}."""
+    import csv
+
+    path, found = Path(path), {}
+    try:
+        lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    for number, line in enumerate(lines, start=2):
+        if set(line) != {"row", "seed", "task", "score"}:
+            raise ValueError(f"{path}: the columns must be row, seed, task, score, found: {', '.join(map(str, line))}")
+        try:
+            seed, value = int(line["seed"]), float(line["score"])
+        except (TypeError, ValueError):
+            raise ValueError(f"{path}, line {number}: seed {line['seed']!r} and score {line['score']!r} must be numbers") from None
+        if line["row"] not in rows or line["task"] not in TASKS:
+            raise ValueError(f"{path}, line {number}: {line['row']!r} / {line['task']!r} is unknown, rows are {', '.join(rows)}, tasks {', '.join(TASKS)}")
+        if not -100 <= value <= 100:
+            raise ValueError(f"{path}, line {number}: score {value} is not a percentage")
+        found.setdefault((line["row"], seed), {})[line["task"]] = value
+    if not found:
+        raise ValueError(f"{path} holds no scores")
+    return found

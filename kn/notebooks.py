@@ -68,9 +68,10 @@ def run_all(profile: str, tables: list[int], seeds: int, plan: list[Stage], stor
     started = time.monotonic()
     names = [f"table{n}" for n in tables] + (["00_start_here"] if list(tables) == list(stages.TABLES) else [])
     overrides = stages.environment_overrides()
+    scores = Path(os.environ["KN_GLUE_SCORES"]).read_text() if os.environ.get("KN_GLUE_SCORES") else ""
     for name in names:
         source, target = SOURCE / f"{name}.ipynb", folder / f"{name}.ipynb"
-        key = key_of(source, {**parameters, "overrides": overrides}, plan)
+        key = key_of(source, {**parameters, "overrides": overrides, "scores": scores}, plan)
         if done.get(name) == key and target.exists():
             print(f"notebook {name}: unchanged", flush=True)
             continue

@@ -213,14 +213,12 @@ def glue_data(store: Store, stage: Stage, settings: dict, only: int | None = Non
 
 def train_classifier(stage: Stage, scratch: Path, settings: dict, model, encoded: dict, distillation: Distillation, teacher=None):
     """Fine-tune a classifier on encoded["train"] in batches of similar length."""
-    from datasets import Dataset
-
     pad_id = model.config.pad_token_id
 
     def collate(items: list[dict]) -> dict[str, torch.Tensor]:
         return {**evaluate.pad([item["input_ids"] for item in items], pad_id), "labels": torch.tensor([item["label"] for item in items])}
 
-    data = Dataset.from_dict({k: encoded["train"][k] for k in ("input_ids", "label")})
+    data = [{"input_ids": ids, "label": label} for ids, label in zip(encoded["train"]["input_ids"], encoded["train"]["label"], strict=True)]
     return run_trainer(model, data, collate, scratch, {**settings, "group_by_length": True}, stage["seed"], distillation, teacher, json.loads(stage.hints))
 
 
@@ -235,9 +233,10 @@ def finetune_glue(stage: Stage, folder: Path, store: Store) -> dict:
     guides = [i for i in stage.inputs if i.kind == "finetune_glue"]
     teacher = load_model(store.folder(guides[0]) / "model", "glue", labels) if guides else None
     log, hyper, seconds = train_classifier(stage, store.scratch(stage), settings, model, encoded, distillation_of(settings, settings["method"]), teacher)
-    answers = {name: evaluate.predict(model, encoded[name], settings["precision"]) for name in encoded if name != "train"}
-    tests = glue.TASKS[task].test
-    glue.write_submission(folder / "submission", task, {n: answers[n] for n in tests} if len(tests) > 1 else answers[tests[0]])
+    tests = () if stage["row"].startswith("ablation") else glue.TASKS[task].test  # Table 7 is about dev
+    answers = {name: evaluate.predict(model, encoded[name], settings["precision"]) for name in (*glue.TASKS[task].dev, *tests)}
+    if tests:
+        glue.write_submission(folder / "submission", task, {n: answers[n] for n in tests} if len(tests) > 1 else answers[tests[0]])
     if settings["keep_model"]:
         model.save_pretrained(folder / "model")
     return {"hyper": hyper, "log": log, "hours": seconds / 3600, "dev": shortcuts.dev_scores(task, {n: a for n, a in answers.items() if n.startswith("dev")}, splits)}

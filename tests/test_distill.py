@@ -12,6 +12,7 @@ from kn.distill import Distillation, attention_kl
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3], [1, 2, 3, 4, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+LEFT = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 0, 1, 1, 0, 1]])  # padding on the left and holes: keys that only the mask hides from later queries
 EXACT = 1e-11
 
 
@@ -35,7 +36,7 @@ def naive_attention_kl(q_s, k_s, q_t, k_t, mask, direction):
 
 
 @pytest.mark.parametrize("direction", ["student_teacher", "teacher_student"])
-@pytest.mark.parametrize("mask", [None, MASK])
+@pytest.mark.parametrize("mask", [None, MASK, LEFT])
 def test_attention_kl_value_and_gradients(direction, mask):
     torch.manual_seed(0)
     q_s, k_s = (torch.randn(2, 2, 6, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))

@@ -199,3 +199,28 @@ def test_the_real_files_have_their_known_sizes(name, split, count):
     rows = glue.read_task(REAL / name, name, (split,))[split]
     assert len(rows) == count and all(all(row["texts"]) for row in rows)
     assert all((row["label"] is None) == split.startswith("test") for row in rows)
+
+
+def test_scores_of_the_server_are_read(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("row,seed,task,score\nteacher,0,cola,44.0\nteacher,0,rte,63.2\nstudent,1,cola,-1.5\n")
+    assert glue.read_scores(path, ("teacher", "student")) == {("teacher", 0): {"cola": 44.0, "rte": 63.2}, ("student", 1): {"cola": -1.5}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("row,task,score\nteacher,cola,44\n", "the columns must be row, seed, task, score, found: row, task, score"),
+        ("row,seed,task,score\nteacher,0,cola,much\n", "line 2: seed '0' and score 'much' must be numbers"),
+        ("row,seed,task,score\ngpt3,0,cola,4\n", "line 2: 'gpt3' / 'cola' is unknown, rows are teacher, tasks cola, rte"),
+        ("row,seed,task,score\nteacher,0,stsb,4\n", "line 2: 'teacher' / 'stsb' is unknown"),
+        ("row,seed,task,score\nteacher,0,cola,400\n", "line 2: score 400.0 is not a percentage"),
+        ("row,seed,task,score\n", "holds no scores"),
+    ],
+)
+def test_wrong_scores_are_named(tmp_path, text, message):
+    path = tmp_path / "scores.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        glue.read_scores(path, ("teacher",))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
