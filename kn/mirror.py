@@ -92,7 +92,7 @@ def make(mirror: Path, items: dict[str, Item] = ITEMS, api=None, download=None) 
 
 
 def wheels(mirror: Path, requirements: Path) -> None:
-    """The pinned packages as wheels in <mirror>/wheels, for `pip install --no-index --find-links`."""
+    """The pinned packages as wheels in <mirror>/wheels, for an installation without a network."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "-r", str(requirements), "-d", str(mirror / "wheels")]
     if subprocess.run(command).returncode:
         raise SourceError(f"pip could not fetch the pins of {requirements.name}: see its message above")
