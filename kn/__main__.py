@@ -74,6 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
 
             return doctor.main(profiles.load(options.profile).name)
         profile = profiles.load(options.profile, tuple(options.set))
+        if options.glue_scores:
+            if profile.source != "mirror":
+                raise ValueError(f"--glue-scores is for the paper profile: {profile.name} scores its test sets itself")
+            glue.read_scores(options.glue_scores, stages.ROWS)
+            os.environ["KN_GLUE_SCORES"] = str(options.glue_scores.absolute())
         plan, wanted = stages.plan(profile, options.only, options.seeds)
         store = Store()
         if options.dry_run or options.command == "plan":
@@ -83,11 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
         stages.report_folder(profile.name).mkdir(parents=True, exist_ok=True)
         if options.fresh:
             store.forget(plan)
-        if options.glue_scores:
-            if profile.source != "mirror":
-                raise ValueError(f"--glue-scores is for the paper profile: {profile.name} scores its test sets itself")
-            glue.read_scores(options.glue_scores, stages.ROWS)
-            os.environ["KN_GLUE_SCORES"] = str(options.glue_scores.absolute())
         os.environ["KN_SET"] = "\n".join(options.set)
         print(launch.describe(plan, store, options.jobs), flush=True)
         status = 0
