@@ -9,10 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import mirror, stages
+from .real import mirror_folder
 from .sources import SourceError
 from .store import Store, StoreError
 
-ROOM = {"mini": 2e9, "test": 1e8}  # bytes of free disk a store of five seeds needs (measured: 0.3 GB a seed)
+# bytes of free disk a store needs; mini measured (five seeds 0.6 GB), paper estimated: token rows 2, checkpoints 3, about 60 models of 0.5 GB
+ROOM = {"mini": 2e9, "test": 1e8, "paper": 40e9}
 MEMORY = 4e9  # bytes of main memory for two processes (measured: 1.9 GB each at most)
 Finding = tuple[str, str]  # ("ok" | "warning" | "error", one line)
 
@@ -50,14 +52,14 @@ def memory() -> Finding:
     return ("ok", f"{total / 1e9:.0f} GB of memory") if total >= MEMORY else ("warning", f"{total / 1e9:.1f} GB of memory, two processes want {MEMORY / 1e9:.0f}: run with --jobs 1")
 
 
-def accelerator() -> Finding:
+def accelerator(profile: str) -> Finding:
     """The GPU, if torch finds one."""
     import torch
 
     if not torch.cuda.is_available():
-        return "ok", "no GPU is used: mini needs none"
+        return ("warning", "no GPU was found: the paper profile would take years (see --dry-run)") if profile == "paper" else ("ok", "no GPU: none is needed")
     facts = torch.cuda.get_device_properties(0)
-    return "ok", f"{facts.name}, {facts.total_memory / 1e9:.0f} GB: found, mini does not use it"
+    return "ok", f"{facts.name}, {facts.total_memory / 1e9:.0f} GB"
 
 
 def store_state(home: Path) -> Finding:
@@ -98,8 +100,8 @@ def examine(profile: str = "mini") -> list[Finding]:
     home = Store().home
     python = ".".join(map(str, sys.version_info[:2]))
     first: Finding = ("ok", f"Python {python}") if (3, 11) <= sys.version_info[:2] <= (3, 13) else ("warning", f"Python {python}: 3.11 to 3.13 are the tested ones")
-    found = [first, pins(stages.ROOT / "requirements.txt"), store_state(home), room(profile, home), memory(), *assets(), accelerator()]
-    return found + (mirror_state(Path(os.environ["KN_MIRROR"])) if os.environ.get("KN_MIRROR") else [])
+    found = [first, pins(stages.ROOT / "requirements.txt"), store_state(home), room(profile, home), memory(), *assets(), accelerator(profile)]
+    return found + (mirror_state(mirror_folder()) if profile == "paper" or os.environ.get("KN_MIRROR") else [])
 
 
 def main(profile: str = "mini") -> int:

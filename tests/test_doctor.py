@@ -15,6 +15,13 @@ def test_a_sound_machine_has_no_error(tmp_path, monkeypatch, capsys):
     assert len(lines) >= 9 and all(line.startswith(("ok ", "warning ")) for line in lines)
 
 
+def test_the_paper_profile_wants_a_mirror(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KN_HOME", str(tmp_path / "store"))
+    monkeypatch.delenv("KN_MIRROR", raising=False)
+    assert doctor.main("paper") == 1
+    assert "is no mirror (mirror.json is missing): make one with `python -m kn mirror" in capsys.readouterr().out
+
+
 def test_missing_and_other_packages(tmp_path):
     path = tmp_path / "requirements.txt"
     path.write_text("torch==2.13.0\nno-such-package==1.0\n")
