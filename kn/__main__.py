@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
                      help="run (default); plan (same as --dry-run); doctor: find what would stop a run; mirror DIR: fetch the hub's models and data; rebuild mini's pretrained models")  # fmt: skip
     top.add_argument("folder", nargs="?", type=Path, default=None, metavar="DIR", help="mirror: where to")
     top.add_argument("--wheels", action="store_true", help="mirror: fetch the pinned packages too")
-    top.add_argument("--profile", default="mini", metavar="NAME", help="mini (default): documentation text, minutes on a CPU; test: seconds, numbers mean nothing")
+    top.add_argument("--profile", default="mini", metavar="NAME", help="mini (default): documentation text, minutes on a CPU; paper: from a mirror of the hub, only rehearsed; test: seconds")
     top.add_argument("--only", type=number_list, default=list(stages.TABLES), metavar="4,5", help="tables to make (default: all seven)")
     top.add_argument("--seeds", type=positive, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
     top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, for example pretrain.batch_size=8; may be given several times")

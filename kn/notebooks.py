@@ -10,7 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
-from . import report, stages
+from . import report, site, stages
 from .store import Stage, Store, environment, peak_bytes
 
 SOURCE = stages.ROOT / "notebooks"
@@ -97,6 +97,8 @@ def run_all(profile: str, tables: list[int], seeds: int, plan: list[Stage], stor
     part = state_path.with_suffix(".part")
     part.write_text(json.dumps(summary, indent=1))
     part.replace(state_path)
+    for line in site.cautions(records, profile):
+        print(f"note: {line}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     print(f"report: {page}")

@@ -165,8 +165,19 @@ def _claims(frame: pandas.DataFrame) -> str:
     return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _page(title: str, body: str, profile: str, links: list[tuple[str, str]]) -> str:
-    banner = "" if profile == "paper" else f'<div class="banner">{escape(profile)}: documentation text, not the paper\'s data</div>'
+def cautions(records: list[dict], profile: str) -> list[str]:
+    """What a reader must know before any number: stand-in data, another corpus than the committed one, a rehearsal."""
+    found = [] if profile == "paper" else [f"{profile}: documentation text, not the paper's data"]
+    metrics = [record["metrics"] for record in records]
+    if any(m.get("as_committed") is False for m in metrics):
+        found.append("the text of this run is not the committed corpus (other package versions?): numbers may differ from the committed ones")
+    if any(m.get("weights") == "random" for m in metrics):
+        found.append("a rehearsal: models with random weights and partly carved data, the numbers mean nothing")
+    return found
+
+
+def _page(title: str, body: str, profile: str, links: list[tuple[str, str]], records: list[dict]) -> str:
+    banner = "".join(f'<div class="banner">{escape(line, quote=False)}</div>' for line in cautions(records, profile))
     menu = "".join(f'<a href="{escape(target)}">{escape(name)}</a>' for target, name in links)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -196,7 +207,7 @@ def table_page(number: int, frame: pandas.DataFrame, records: list[dict], profil
     links = {record["path"]: f"#{anchor(record)}" for record in behind}
     menu = [("index.html", "Index"), *((f"table{n}.html", f"Table {n}") for n in TITLES), ("records.html", "Stages")]
     body = _provenance(behind) + _section(number, frame, plot, links) + "<h2>The stages behind these numbers</h2>" + _groups(behind)
-    return _page(f"Table {number}. {TITLES[number]}", body, profile, menu)
+    return _page(f"Table {number}. {TITLES[number]}", body, profile, menu, records)
 
 
 def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: list[dict], profile: str) -> str:
@@ -212,13 +223,13 @@ def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: lis
     for number, frame in tables.items():
         body += f'\n<h2 id="table{number}">Table {number}. {TITLES[number]}</h2>{_section(number, frame, plots[number], links)}'
     menu = [("#trends", "Trends"), *((f"#table{number}", f"Table {number}") for number in tables), ("records.html", "Stages")]
-    return _page(f"KnGPT2, reproduced: {profile}", body, profile, menu)
+    return _page(f"KnGPT2, reproduced: {profile}", body, profile, menu, records)
 
 
 def records_page(records: list[dict], profile: str) -> str:
     """Every stage with its fields, metrics, provenance and path; the seeds of one stage stand side by side."""
     menu = [("index.html", "Index"), *((f"#{kind}", kind.replace("_", " ")) for kind in dict.fromkeys(record["stage"] for record in records))]
-    return _page("Stages", _provenance(records) + _groups(records), profile, menu)
+    return _page("Stages", _provenance(records) + _groups(records), profile, menu, records)
 
 
 def _groups(records: list[dict]) -> str:

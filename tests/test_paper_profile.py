@@ -44,6 +44,12 @@ def test_tables_are_made_from_the_real_formats(run):
     assert test["verdict"] == "server only" and test["ours"] == ""
 
 
+def test_a_rehearsal_is_not_taken_for_a_result(run):
+    folder = run[0] / "reports" / "paper"
+    for name in ("index.html", "table4.html", "table6.html"):
+        assert "a rehearsal: models with random weights" in (folder / name).read_text(), name
+
+
 def test_predictions_are_there_for_the_server(run):
     folders = [p for p in (run[0] / "store" / "finetune_glue").iterdir() if p.name.startswith("student_ilkd-cola-0-") and p.is_dir()]
     lines = (folders[0] / "submission" / "CoLA.tsv").read_text().splitlines()

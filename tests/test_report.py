@@ -272,6 +272,17 @@ def test_banner(tmp_path, profile, expected):
     assert text.count("not run") > 50
 
 
+@pytest.mark.parametrize(
+    ("metrics", "expected"), [({"as_committed": False}, "not the committed corpus"), ({"weights": "random"}, "a rehearsal: models with random weights"), ({"as_committed": True}, "")]
+)
+def test_another_corpus_and_a_rehearsal_are_said(tmp_path, metrics, expected):
+    records = [{"stage": "corpus", "fields": {}, "metrics": metrics, "path": "corpus/all-0", "provenance": {}}]
+    pages = [report.write_index(records, "paper", tmp_path), report.write_table(4, records, "paper", tmp_path)]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert text.count('class="banner"') == bool(expected) and expected in text
+
+
 def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
     report.write_table(4, make(1), "mini", tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
