@@ -98,7 +98,7 @@ def batched(items, size: int):
 
 
 def tasks(settings: dict, folder: Path) -> dict:
-    """GLUE's seven tasks in their TSV layout; row counts, class balance, the best constant and surface features."""
+    """GLUE's seven tasks in their TSV layout; row counts, class balance and the best constant."""
     metrics = carved()
     for task in settings["tasks"]:
         splits = sources.glue_rows(mirror_folder(), task)
@@ -107,7 +107,7 @@ def tasks(settings: dict, folder: Path) -> dict:
         glue.write_task(folder / task, task, splits)
         counts = {name: len(rows) for name, rows in splits.items()}
         balance = [sum(row["label"] == label for row in splits["train"]) for label in range(len(glue.TASKS[task].labels))]
-        metrics[task] = {**counts, "classes": balance, "majority": shortcuts.constant(task, splits), "surface": shortcuts.surface(task, splits)}
+        metrics[task] = {**counts, "classes": balance, "majority": shortcuts.constant(task, splits)}
     return metrics
 
 

@@ -35,9 +35,8 @@ NOTES = {
     3: "The paper's count (*) leaves out the output embedding, which KnGPT2 does not share with the input; both counts are given. The hours printed for DistilGPT2 are DistilBERT's (footnote 4).",
     4: "Test text, lower is better. Windows do not overlap; per word divides the same log-likelihood by the number of words.",
     5: "In per cent; the Average over all seven tasks is what the paper prints (truncated). A task is <em>uninformative</em> where the teacher leads the best "
-    "of majority class (the one answer that scores best in training), random initialisation and one sentence only by less than 5 points; it is left out of the "
-    "second average and of all verdicts. <em>Surface features</em> is a small decision tree that sees only the share of common words, lengths and negations: where it "
-    "comes near the teacher, the task shows that a model compares texts, not that it understands them.",
+    "of majority class (the one answer that scores best in training), a word list (logistic regression on the words and pairs of words of each text), random "
+    "initialisation and one sentence only by less than 5 points; it is left out of the second average and of all verdicts.",
     6: "In per cent, predicted first and scored afterwards. Uninformative tasks are those of Table 5.",
     7: "Pre-training on WikiText-103, perplexity directly after it, MNLI fine-tuned afterwards without distillation. The first row is the SVD start.",
 }

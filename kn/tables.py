@@ -220,10 +220,11 @@ def untuned(records: list[dict], model: str, path: str = "perplexity.wiki.test")
 
 
 def _checks(records: list[dict], task: str) -> dict[str, Found]:
-    """What a model that understands nothing scores on a task: one row each, the better of the two one-sentence models."""
+    """What a task gives away: one row each, the better of the two one-sentence models."""
     kinds = {kind: find(records, "dev.headline", "twin_check", task=task, kind=kind) for kind in ("random", "first_sentence", "second_sentence")}
     one = max(kinds["first_sentence"], kinds["second_sentence"], key=lambda found: found.mean() if found.values else -math.inf)
-    return {"Majority class": find(records, f"{task}.majority.headline", "twins"), "Random initialisation": kinds["random"], "One sentence only": one}
+    found = {row: find(records, f"{task}.{key}.headline", "twins") for row, key in (("Majority class", "majority"), ("Word list", "word_list"))}
+    return found | {"Random initialisation": kinds["random"], "One sentence only": one}
 
 
 def informative(records: list[dict]) -> list[str]:
@@ -263,7 +264,7 @@ def _glue(sheet: Sheet, records: list[dict], profile: str) -> None:
         over_known = _with(average(records, key, split, known), stages)
         sheet.add(row, "Average (informative)", over_known, "mean of informative tasks", "%", paper=round(statistics.fmean(paper), 2) if paper else None)
     if split == "dev" and profile != "paper":
-        checks = {task: {**_checks(records, task), "Surface features": find(records, f"{task}.surface.headline", "twins")} for task in TASKS}
+        checks = {task: _checks(records, task) for task in TASKS}
         for row in checks["cola"]:
             for task, column in TASKS.items():
                 sheet.add(row, column, checks[task][row], sheet.paper["GPT-2 Small", column].metric, "%", "" if task in known else "uninformative")

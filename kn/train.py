@@ -106,7 +106,7 @@ def twins(stage: Stage, folder: Path, store: Store) -> dict:
         counts = {name.partition("_")[0]: 0 for name in splits}
         for name, rows in splits.items():
             counts[name.partition("_")[0]] += len(rows)
-        metrics[task] = {**counts, "majority": shortcuts.constant(task, splits), "surface": shortcuts.surface(task, splits)}
+        metrics[task] = {**counts, "majority": shortcuts.constant(task, splits), "word_list": shortcuts.word_list(task, splits)}
     return metrics
 
 

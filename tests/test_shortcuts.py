@@ -1,4 +1,4 @@
-"""Scores without language: the best constant and the tree on surface features."""
+"""Scores without a model: the best constant and the word list."""
 
 import random
 
@@ -11,12 +11,6 @@ def splits_of(task, rows):
     return {split: rows for split in ("train", *glue.TASKS[task].dev)}
 
 
-def test_features_count_shared_words_lengths_and_negations():
-    assert shortcuts.features(("The cat is not here.", "The cat never slept here at all.")) == [3 / 7, -2, 1, 1]
-    assert shortcuts.features(("The cat sat; in short, the cat slept.",)) == [2 / 5, -2, 0, 0]
-    assert shortcuts.features(("One text only.",)) == [0.0, 3, 0, 0]
-
-
 def test_the_constant_is_the_one_that_scores_best_in_training():
     rows = [{"texts": ("a", "b"), "label": label} for label in (0, 0, 0, 1, 1)]
     assert shortcuts.constant("mrpc", splits_of("mrpc", rows))["headline"] == pytest.approx(100 * 4 / 7)  # F1 of always "yes", though "no" is more frequent
@@ -24,12 +18,14 @@ def test_the_constant_is_the_one_that_scores_best_in_training():
     assert shortcuts.constant("cola", splits_of("cola", rows))["headline"] == 0.0
 
 
-def test_the_tree_solves_overlap_and_nothing_that_it_cannot_see():
+def test_a_word_list_sees_words_and_pairs_of_words_and_nothing_else():
     draw, words = random.Random(0), "ant bee cat dog elk fox gnu hen ibis jay".split()  # noqa: SIM905
-    rows, blind = [], []
+    keyword, order, compare = [], [], []
     for _ in range(400):
-        a, b, label = " ".join(draw.sample(words[:5], 3)), " ".join(draw.sample(words[5:], 3)), draw.randrange(2)
-        rows.append({"texts": (a, a if label else b), "label": label})
-        blind.append({"texts": (a, b), "label": label})
-    assert shortcuts.surface("rte", splits_of("rte", rows))["headline"] == 100.0
-    assert shortcuts.surface("rte", splits_of("rte", blind))["headline"] < 60
+        label, five = draw.randrange(2), draw.sample(words[1:], 5)
+        keyword.append({"texts": (" ".join(five), "ant" if label else "bee"), "label": label})
+        order.append({"texts": ("x", " ".join([*five, "ant", "kiwi"] if label else ["ant", *five, "kiwi"])), "label": label})
+        compare.append({"texts": (five[0], five[0] if label else five[1]), "label": label})  # same word or not: no list can tell
+    assert shortcuts.word_list("rte", splits_of("rte", keyword))["headline"] == 100.0
+    assert shortcuts.word_list("rte", splits_of("rte", order))["headline"] == 100.0
+    assert shortcuts.word_list("rte", splits_of("rte", compare))["headline"] < 60
