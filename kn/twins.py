@@ -147,7 +147,7 @@ class Recipe(NamedTuple):
 RECIPES = {
     "cola": Recipe(alone, plain, (content,), (1, 0)),
     "rte": Recipe(neighbours, plain, (window(14),), (0, 1)),
-    "mrpc": Recipe(neighbours, plain, (window(6),), (1, 0)),
+    "mrpc": Recipe(neighbours, plain, (window(8),), (1, 0)),
     "sst2": Recipe(alone, plain, (window(4),), (1, 0)),
     "mnli": Recipe(neighbours, plain, (window(14), window(14)), (0, 1, 2)),
     "qnli": Recipe(halves, question_and_answer, (window(5),), (0, 1)),
