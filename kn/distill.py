@@ -26,10 +26,11 @@ class Captured:
     scaling: list[float]  # per layer: the factor on q·k inside softmax
 
 
-def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, **inputs) -> Captured:
+def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, through: nn.Module | None = None, **inputs) -> Captured:
     """One forward pass of a GPT-2 or KnGPT2 that also returns what ILKD compares; works with every attention backend.
 
     `head=False` leaves out the output head (logits and loss are None): a teacher's logits are not part of eq. 5.
+    `through` is what wraps the model and must be called in its place (DistributedDataParallel).
     """
     if hidden_point not in HIDDEN_POINTS:
         raise ValueError(f"hidden_point {hidden_point!r} is unknown: allowed are {', '.join(HIDDEN_POINTS)}")
@@ -47,7 +48,7 @@ def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, *
             hooks.append(block.attn.c_attn.register_forward_hook(keep_qk))
             where = block.mlp.c_proj if hidden_point == "c_proj" else block
             hooks.append(where.register_forward_hook(lambda _m, _a, output: hidden.append(output)))
-        output = model(**inputs) if head else model.transformer(**inputs)
+        output = (through or model)(**inputs) if head else model.transformer(**inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -181,6 +182,9 @@ class DistillTrainer(Trainer):
             raise ValueError(f"distillation method {distillation.method!r} and {'no' if teacher is None else 'a'} teacher do not go together")
         self.distillation, self.sums, self.count = distillation, {}, 0
         self.model_accepts_loss_kwargs = False  # every loss here is a mean over the batch
+        if distillation.method == "ilkd" and not distillation.alphas[3] and not distillation.logit_term:
+            for unused in (getattr(self.model, "lm_head", None) or self.model.score, self.model.transformer.ln_f):  # no term reaches them; several processes would wait for their gradients
+                unused.requires_grad_(False)
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
 
     def floating_point_ops(self, inputs):
@@ -205,7 +209,7 @@ class DistillTrainer(Trainer):
             soft = self._logit_kd(output.logits, target, inputs)
             loss, terms = (1 - how.kd_weight) * output.loss + how.kd_weight * soft, {"cross_entropy": output.loss, "logits": soft}
         else:
-            output = capture(model, how.hidden_point, **inputs)
+            output = capture(self.accelerator.unwrap_model(model), how.hidden_point, through=model, **inputs)
             with torch.no_grad():
                 teacher_inputs = {k: v for k, v in inputs.items() if k != "labels"}
                 target = capture(self.teacher, how.hidden_point, bool(how.logit_term), **teacher_inputs)
@@ -221,6 +225,7 @@ class DistillTrainer(Trainer):
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs and self.count:
-            logs = {**logs, **{name: float(value) / self.count for name, value in self.sums.items()}}
+            means = {name: self.accelerator.reduce(value / self.count, "mean") for name, value in self.sums.items()}  # over all processes
+            logs = {**logs, **{name: float(value) for name, value in means.items()}}
             self.sums, self.count = {}, 0
         super().log(logs, *args, **kwargs)

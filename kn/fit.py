@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from pathlib import Path
@@ -51,21 +52,26 @@ class Clock(TrainerCallback):
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.started
 
-    def on_save(self, *_, **__):
-        self.path.write_text(str(self.seconds()))
+    def on_save(self, _, state, *__, **___):
+        if state.is_world_process_zero:
+            self.path.write_text(str(self.seconds()))
 
 
 def arguments_of(settings: dict, steps: int, seed: int, folder: Path, hardware: dict) -> TrainingArguments:
     """TrainingArguments for a run of `steps` steps; `hardware` holds what changes speed and memory but no result."""
     how = settings["training"]
-    micro = hardware.get("micro_batch") or how["batch_size"]
-    if how["batch_size"] % micro:
-        raise ValueError(f"hardware.micro_batch {micro} does not divide the batch of {how['batch_size']}")
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's count of processes
+    if how["batch_size"] % ranks:
+        raise ValueError(f"hardware.processes {ranks} does not divide the batch of {how['batch_size']}")
+    share = how["batch_size"] // ranks
+    micro = hardware.get("micro_batch") or share
+    if share % micro:
+        raise ValueError(f"hardware.micro_batch {micro} does not divide the batch of {how['batch_size']}" + (f" over {ranks} processes" if ranks > 1 else ""))
     logging_steps = max(1, steps // 25)
     saved = math.ceil(CHECKPOINT / logging_steps) * logging_steps  # at a logged step, so that no mean of losses is cut in two
     cuda = torch.cuda.is_available()
     return TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=micro, gradient_accumulation_steps=how["batch_size"] // micro,
+        output_dir=str(folder), per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro, ddp_backend="gloo" if ranks > 1 and not cuda else None,
         activation_checkpointing=bool(hardware.get("checkpointing")), learning_rate=how["learning_rate"], max_steps=steps, warmup_steps=round(how["warmup"] * steps),
         weight_decay=how["weight_decay"], lr_scheduler_type=how["schedule"], optim=how["optimizer"], max_grad_norm=how["clip"],
         bf16=settings["precision"] == "bf16", use_cpu=not cuda, seed=seed, save_strategy="steps" if steps > saved else "no", save_steps=saved, save_total_limit=1,
@@ -91,7 +97,8 @@ def run_trainer(model, data, collate, scratch: Path, settings: dict, seed: int, 
         advice = f"--set hardware.micro_batch={micro // 2} keeps the effective batch of {how['batch_size']}" if micro > 1 else "--set hardware.checkpointing=true recomputes instead of keeping"
         raise MemoryError(f"out of GPU memory with {micro} rows at a time: {advice}") from None
     seconds = clock.seconds()
-    shutil.rmtree(folder, ignore_errors=True)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(folder, ignore_errors=True)
     log = [{k: line[k] for k in LOGGED if k in line} for line in trainer.state.log_history if "loss" in line]
     bad = [line["step"] for line in log if not math.isfinite(line["loss"])]
     if bad:

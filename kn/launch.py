@@ -80,13 +80,14 @@ def _work(item: Stage, home: str) -> tuple[str, bool, float]:
     import torch
 
     torch.set_num_threads(1)
+    from . import ranks
     from .train import WORK
 
     if not gc.get_freeze_count():
         gc.freeze()  # what the imports left is never garbage: a collection takes 0.01 instead of 0.27 s, and Trainer asks for one in each run
     started = time.monotonic()
     try:
-        return item.path, Store(home).make(item, WORK[item.kind]), time.monotonic() - started
+        return item.path, Store(home).make(item, ranks.work if ranks.wanted(item) > 1 else WORK[item.kind]), time.monotonic() - started
     finally:
         release()
 

@@ -99,6 +99,7 @@ class Hardware:
 
     micro_batch: int = 0  # rows at a time; 0: the whole batch. Gradients are added up to the batch of the profile
     checkpointing: bool = False  # recompute activations instead of keeping them
+    processes: int = 1  # of one language-model training (torchrun): one a GPU, the profile's batch is shared among them
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import resource
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,6 +52,19 @@ class Stage:
 
     def __getitem__(self, name: str):
         return dict(self.fields)[name]
+
+    def to_json(self) -> str:
+        """The stage with all its inputs, for another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Stage:
+        """The stage that `to_json` wrote: the same hash."""
+
+        def build(entry: dict) -> Stage:
+            return cls(**{**entry, "fields": tuple(map(tuple, entry["fields"])), "inputs": tuple(map(build, entry["inputs"]))})
+
+        return build(json.loads(text))
 
 
 class StoreError(Exception):
