@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from pathlib import Path
 
-from . import glue, launch, notebooks, profiles, stages
+from . import executors, glue, launch, notebooks, profiles, stages
 from .sources import SourceError
 from .store import Store, StoreError
 
@@ -42,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--only", type=number_list, default=list(stages.TABLES), metavar="4,5", help="tables to make (default: all seven)")
     top.add_argument("--seeds", type=positive, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
     top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, for example pretrain.batch_size=8; may be given several times")
-    top.add_argument("--jobs", type=positive, default=None, metavar="N", help="processes of one thread each (default: all processors)")
+    top.add_argument("--jobs", type=positive, default=None, metavar="N", help="processes of one thread each (default: all processors); with several GPUs each takes one in turn")
+    top.add_argument("--slurm", default=None, metavar="KEY=VALUE,…", help="run the stages as Slurm jobs: partition=…, account=…, minutes=…, gpus=…, cpus=…, memory_gb=…, at_once=…")
     top.add_argument("--dry-run", action="store_true", help="print the plan with its costs and stop")
     top.add_argument("--fresh", action="store_true", help="make the asked-for stages again, even where the store has them")
     top.add_argument("--glue-scores", type=Path, default=None, metavar="FILE", help="paper: a CSV (row, seed, task, score) of what the GLUE server gave, for Table 6")
@@ -79,6 +81,11 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"--glue-scores is for the paper profile: {profile.name} scores its test sets itself")
             glue.read_scores(options.glue_scores, stages.ROWS)
             os.environ["KN_GLUE_SCORES"] = str(options.glue_scores.absolute())
+        if hint := executors.keep_off_gpus(profile.device):
+            print(hint)
+        if options.slurm is not None and not shutil.which("sbatch"):
+            raise ValueError("--slurm needs Slurm's sbatch on this machine: run it on a login node, or leave --slurm out")
+        slurm = None if options.slurm is None else executors.slurm_options(options.slurm)
         plan, wanted = stages.plan(profile, options.only, options.seeds)
         store = Store()
         if options.dry_run or options.command == "plan":
@@ -92,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(launch.describe(plan, store, options.jobs), flush=True)
         status = 0
         try:
-            launch.run(plan, store, options.jobs)
+            launch.run(plan, store, options.jobs, executor=None if slurm is None else executors.Submitit(store.home, slurm))
         except launch.StageFailed as error:
             print(f"error: {error}", file=sys.stderr)
             status = 1

@@ -118,6 +118,7 @@ class Profile:
     readings: Readings
     glue: Glue
     hardware: Hardware = Hardware()
+    device: str = "cpu"  # "cpu", or "auto": a GPU where there is one
     source: str = "documentation"  # or "mirror": the hub's models and data
     assets: str = "mini"  # which committed pretrained models (documentation)
     checks: tuple[str, ...] = ("random", "second_sentence")  # "first_sentence" was at chance too (LOG.md)
@@ -170,6 +171,7 @@ PAPER = Profile(
     finetune_glue=Training(batch_size=16, learning_rate=2e-5, epochs=3, alphas=(0.5, 0.5, 0.5, 0.02)),  # Table 2
     readings=Readings(),
     glue=Glue(sizes=GLUE_SIZES, max_length=128),
+    device="auto",
     source="mirror",
     checks=(),
 )
@@ -198,7 +200,7 @@ def keys(settings, prefix: str = "") -> list[str]:
         value = getattr(settings, item.name)
         if dataclasses.is_dataclass(value):
             found += keys(value, f"{prefix}{item.name}.")
-        elif item.name not in ("name", "note", "sizes", "assets", "source"):
+        elif item.name not in ("name", "note", "sizes", "assets", "source", "device"):
             found.append(prefix + item.name)
     return found
 

@@ -23,6 +23,12 @@ def wanted(stage: Stage) -> int:
     return int(json.loads(stage.hints).get("processes", 1)) if stage.kind in KINDS else 1
 
 
+def error_in(text: str) -> str:
+    """The line of a traceback that names the error, or the end of the text."""
+    errors = re.findall(r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w+(?:Error|Exception|Interrupt): .+)$", text, re.MULTILINE)
+    return errors[0] if errors else text.strip()[-300:]
+
+
 def work(stage: Stage, folder: Path, store: Store) -> dict:
     """The stage's work under torchrun; RuntimeError with the last line of its output where a process failed."""
     (folder / "stage.json").write_text(stage.to_json())
@@ -31,8 +37,7 @@ def work(stage: Stage, folder: Path, store: Store) -> dict:
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode:
-        errors = re.findall(r"^(?:\[rank\d+\]: )?(\w+(?:Error|Exception|Interrupt): .+)$", done.stderr, re.MULTILINE)
-        raise RuntimeError(f"one of {wanted(stage)} processes failed: {errors[0] if errors else done.stderr.strip()[-300:]}")
+        raise RuntimeError(f"one of {wanted(stage)} processes failed: {error_in(done.stderr)}")
     (folder / "stage.json").unlink()
     metrics = folder / "metrics.json"
     return json.loads(metrics.read_text())

@@ -12,6 +12,7 @@ import os
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
+from .executors import gpus, keep_off_gpus
 from .profiles import Profile, Training, load
 from .store import Stage, Store, StoreError, file_sha256
 
@@ -29,8 +30,10 @@ TOKENS = {  # of a pre-training, of the wiki corpus, of a GLUE row: for estimate
 }
 
 
-def precision() -> str:
-    """ "bf16" where the processor multiplies bfloat16 in hardware, else "fp32"; part of every training stage's key."""
+def precision(device: str = "cpu") -> str:
+    """ "bf16" where the processor, or the GPU where one may be used, multiplies bfloat16 in hardware, else "fp32"; part of every training stage's key."""
+    if device == "auto" and gpus():
+        return "bf16"
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -76,7 +79,7 @@ class Plan:
 
     def __init__(self, profile: Profile):
         self.profile = p = profile
-        self.precision = precision()
+        self.precision = precision(p.device)
         self.counts = TOKENS[p.source]
         self.hints, self.real = dataclasses.asdict(p.hardware), p.source == "mirror"
         blocks, head = 12 * p.model.layers * p.model.width**2, p.model.vocabulary * p.model.width
@@ -244,7 +247,9 @@ def run(profile: str = "mini", tables=TABLES, seeds: int = 1, only=None, overrid
     from . import launch
 
     tables, tasks = list(tables), tuple(only) if only else TASKS
-    stages, wanted = plan(load(profile, overrides or environment_overrides()), tables, seeds, tasks)
+    settings = load(profile, overrides or environment_overrides())
+    keep_off_gpus(settings.device)
+    stages, wanted = plan(settings, tables, seeds, tasks)
     store = Store().open()
     launch.run(stages, store, jobs=jobs)
     return records(store, wanted)

@@ -46,7 +46,8 @@ def load_model(folder: Path, task: str = "lm", labels: int = 0):
     compressed = json.loads((folder / "config.json").read_text())["model_type"] == "kngpt2"
     classes = (KnGPT2LMHeadModel, KnGPT2ForSequenceClassification) if compressed else (GPT2LMHeadModel, GPT2ForSequenceClassification)
     extra = {"num_labels": labels} if task == "glue" else {}
-    model = classes[task == "glue"].from_pretrained(folder, attn_implementation="eager", local_files_only=True, dtype=torch.float32, **extra)
+    attention = "sdpa" if torch.cuda.is_available() else "eager"  # on a CPU eager is 1.4 times as fast at mini's 128 tokens
+    model = classes[task == "glue"].from_pretrained(folder, attn_implementation=attention, local_files_only=True, dtype=torch.float32, **extra)
     model.config.pad_token_id, model.config.use_cache = model.config.eos_token_id, False
     return model
 
