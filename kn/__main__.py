@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import executors, glue, launch, notebooks, profiles, stages
+from . import cost, doctor, executors, glue, launch, notebooks, profiles, stages
 from .sources import SourceError
 from .store import Store, StoreError
 
@@ -30,6 +30,11 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def timed(profile: profiles.Profile, store: Store) -> dict:
+    """What cost.timing measures, at the precision that the profile's stages will use."""
+    return cost.timing(profile, stages.precision(profile.device), store)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,8 +77,6 @@ def main(arguments: list[str] | None = None) -> int:
         if options.folder is not None:
             raise ValueError(f"{str(options.folder)!r} is not understood: a folder goes with `mirror` only")
         if options.command == "doctor":
-            from . import doctor
-
             return doctor.main(profiles.load(options.profile).name)
         profile = profiles.load(options.profile, tuple(options.set))
         if options.glue_scores:
@@ -86,17 +89,20 @@ def main(arguments: list[str] | None = None) -> int:
         if options.slurm is not None and not shutil.which("sbatch"):
             raise ValueError("--slurm needs Slurm's sbatch on this machine: run it on a login node, or leave --slurm out")
         slurm = None if options.slurm is None else executors.slurm_options(options.slurm)
-        plan, wanted = stages.plan(profile, options.only, options.seeds)
-        store = Store()
-        if options.dry_run or options.command == "plan":
-            print(launch.describe(plan, store, options.jobs))
+        dry, store = options.dry_run or options.command == "plan", Store()
+        plan, _ = stages.plan(profile, options.only, options.seeds, without_mirror=dry)
+        if dry:
+            print(launch.describe(plan, store, timed(profile, store), options.jobs))
+            for kind, text in doctor.examine(profile.name):
+                if kind != "ok":
+                    print(f"{kind}: {text}")
             return 0
         store.open()
         stages.report_folder(profile.name).mkdir(parents=True, exist_ok=True)
         if options.fresh:
             store.forget(plan)
         os.environ["KN_SET"] = "\n".join(options.set)
-        print(launch.describe(plan, store, options.jobs), flush=True)
+        print(launch.describe(plan, store, timed(profile, store), options.jobs), flush=True)
         status = 0
         try:
             launch.run(plan, store, options.jobs, executor=None if slurm is None else executors.Submitit(store.home, slurm))

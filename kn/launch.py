@@ -2,49 +2,63 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 
-from .executors import Processes, WorkerDied, cores
+from . import cost
+from .executors import Processes, WorkerDied, cores, gpus
 from .store import Stage, Store
-
-FLOPS_PER_SECOND = 4.5e10  # of one thread; only a first guess until this store holds a timed stage
 
 
 class StageFailed(RuntimeError):
     """A stage raised; the message names the stage and the cause in one line."""
 
 
-def speed(stages: list[Stage], store: Store) -> float:
-    """FLOPs a second and process: the median over finished stages of this store, or the first guess."""
-    seen = []
-    for item in stages:
-        if item.cost > 1e11 and store.has(item):
-            seconds = store.record(item)["provenance"]["wall_seconds"]
-            seen.append(item.cost / max(seconds, 0.01))
-    return statistics.median(seen) if len(seen) >= 3 else FLOPS_PER_SECOND
-
-
 def clock(seconds: float) -> str:
     """1 h 02 min, 3 min 20 s or 5 s."""
     seconds = round(seconds)
     if seconds >= 3600:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+        return f"{seconds // 3600:,} h {seconds % 3600 // 60:02d} min"
     return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
 
 
-def describe(stages: list[Stage], store: Store, jobs: int | None = None) -> str:
-    """The plan as text: per kind, how many stages are done and to do, and about how long the rest takes."""
-    jobs, rate = jobs or cores(), speed(stages, store)
-    lines, total = [f"{'stage':<16}{'done':>6}{'to do':>7}{'about':>14}"], 0.0
+def describe(stages: list[Stage], store: Store, timed: dict, jobs: int | None = None) -> str:
+    """The plan as text: per kind, how many stages are done and to do, their steps, tokens and FLOPs, and about how long the rest takes; disk and memory."""
+    jobs = jobs or slots()
+    head = ("stage", "done", "to do", "steps", "tokens", "FLOP", "about")
+    lines, total, room = ["{:<14}{:>6}{:>7}{:>11}{:>9}{:>9}{:>17}".format(*head)], 0.0, 0.0
     for kind in dict.fromkeys(item.kind for item in stages):
         mine = [item for item in stages if item.kind == kind]
-        open_ones = [item for item in mine if not store.has(item)]
-        seconds = sum(item.cost for item in open_ones) / rate
-        total += seconds
-        lines.append(f"{kind:<16}{len(mine) - len(open_ones):>6}{len(open_ones):>7}{clock(seconds) if open_ones else '-':>14}")
-    lines.append(f"in all about {clock(total / jobs)} with {jobs} processes of one thread (the seconds above are of one process); store {store.home}")
+        todo = [item for item in mine if not store.has(item)]
+        spent = sum(cost.seconds(item, timed) for item in todo)
+        total, room = total + spent, room + sum(cost.disk(item, timed) for item in todo)
+        steps, tokens, flops = sum(i.steps for i in todo), sum(i.tokens for i in todo), sum(i.cost for i in todo)
+        cells = (f"{steps:,}" if steps else "-", short(tokens) if tokens else "-", short(flops) if flops else "-", clock(spent) if todo else "-")
+        lines.append("{:<14}{:>6}{:>7}{:>11}{:>9}{:>9}{:>17}".format(kind, len(mine) - len(todo), len(todo), *cells))
+    chain = longest(stages, store, timed)
+    about = clock(max(total / jobs, chain)) if total else "nothing"
+    lines.append(f"in all about {about} with {jobs} {'process' if jobs == 1 else 'processes'} ({clock(total)} of work, the longest chain {clock(chain)})")
+    lines.append(f"about {room / 1e9:.2g} GB of disk in {store.home}, {timed['peak_bytes'] / 1e9:.2g} GB of memory a training; timed on {timed['device']} by a few steps of each kind of training")
     return "\n".join(lines)
+
+
+def slots() -> int:
+    """Processes side by side: one a GPU, or one a processor."""
+    return len(gpus()) or cores()
+
+
+def longest(stages: list[Stage], store: Store, timed: dict) -> float:
+    """Seconds of the longest chain of missing stages that need one another."""
+    ends: dict[str, float] = {}
+    for item in stages:
+        mine = 0.0 if store.has(item) else cost.seconds(item, timed)
+        ends[item.path] = mine + max((ends[need.path] for need in item.inputs), default=0.0)
+    return max(ends.values(), default=0.0)
+
+
+def short(number: float) -> str:
+    """1.2 M, 3.4 G."""
+    unit = next((u for u in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if number >= u[0]), (1, ""))
+    return f"{number / unit[0]:.3g} {unit[1]}".strip()
 
 
 def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None, executor=None) -> list[str]:
@@ -66,7 +80,7 @@ def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None,
         total=round(sum(i.cost for i in missing.values()) / 1e9), desc="stages", file=out, mininterval=0.5 if out.isatty() else 30, ncols=100,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left{postfix}" + ("" if out.isatty() else "\n"),
     )  # fmt: skip
-    executor = executor or Processes(min(jobs or cores(), len(missing)), store.home)
+    executor = executor or Processes(min(jobs or slots(), len(missing)), store.home)
     try:
         waiting = dict(missing)
         while waiting or running:

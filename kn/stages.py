@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
+from .cost import FACTORS
 from .executors import gpus, keep_off_gpus
 from .profiles import Profile, Training, load
 from .store import Stage, Store, StoreError, file_sha256
@@ -69,18 +71,18 @@ def pins(names: tuple[str, ...]) -> dict[str, str]:
     return {name: version(where[name][0]) for name in names}
 
 
-def stage(kind: str, settings: dict, inputs: tuple[Stage, ...] = (), cost: float = 0.0, version: int = 1, hints: dict | None = None, **fields) -> Stage:
-    """A Stage with its settings as canonical JSON."""
-    return Stage(kind, tuple(fields.items()), json.dumps(settings, sort_keys=True), inputs, version, cost, json.dumps(hints or {}))
+def stage(kind: str, settings: dict, inputs: tuple[Stage, ...] = (), cost: float = 0.0, version: int = 1, hints: dict | None = None, amount: tuple[int, float] = (0, 0.0), **fields) -> Stage:
+    """A Stage with its settings as canonical JSON; `amount` is (steps, tokens) of its training."""
+    return Stage(kind, tuple(fields.items()), json.dumps(settings, sort_keys=True), inputs, version, cost, json.dumps(hints or {}), *amount)
 
 
 class Plan:
     """Builds the stages of one profile; every method is one kind."""
 
-    def __init__(self, profile: Profile):
+    def __init__(self, profile: Profile, without_mirror: bool = False):
         self.profile = p = profile
         self.precision = precision(p.device)
-        self.counts = TOKENS[p.source]
+        self.counts, self.without_mirror = TOKENS[p.source], without_mirror
         self.hints, self.real = dataclasses.asdict(p.hardware), p.source == "mirror"
         blocks, head = 12 * p.model.layers * p.model.width**2, p.model.vocabulary * p.model.width
         self.forward = {"lm": 2 * (blocks + head), "glue": 2 * blocks}  # FLOPs a token of the teacher
@@ -88,22 +90,30 @@ class Plan:
     def train_settings(self, training: Training, **more) -> dict:
         return {"training": dataclasses.asdict(training), "readings": dataclasses.asdict(self.profile.readings), "precision": self.precision, **more}
 
-    def tokens(self, training: Training, all_tokens: int) -> float:
-        """Tokens of a language-model run, for its cost."""
-        return training.max_steps * training.batch_size * self.profile.model.context or training.epochs * all_tokens
+    def amount(self, training: Training, all_tokens: int) -> tuple[int, float]:
+        """Steps and tokens of a language-model run, for its cost."""
+        batch = training.batch_size * self.profile.model.context
+        tokens = training.max_steps * batch or training.epochs * all_tokens
+        return math.ceil(tokens / batch), tokens
 
     def mirrored(self, *items: str) -> dict:
         """Settings of a stage that reads these items of the mirror."""
         from .real import digest
+        from .sources import SourceError
 
-        return {"mirror": digest(items)}
+        try:
+            return {"mirror": digest(items)}
+        except SourceError:
+            if self.without_mirror:  # a plan's costs are asked for before anything is fetched
+                return {"mirror": {}}
+            raise
 
     @functools.cached_property
     def corpus(self) -> Stage:
         p = self.profile
         if self.real:
             shares = {"sample": p.text.sample, "sample_seed": p.text.sample_seed, "web_shares": p.text.web_shares, "limit": p.text.limit}
-            return stage("corpus", {"text": shares, "context": p.model.context, **self.mirrored("gpt2", "wikitext", "openwebtext")}, cost=1e15)
+            return stage("corpus", {"text": shares, "context": p.model.context, **self.mirrored("gpt2", "wikitext", "openwebtext")}, amount=(0, self.counts["sample"] + self.counts["wiki"]))
         asset_digest(ASSETS / p.assets / "tokenizer")
         settings = {"text": dataclasses.asdict(p.text), "context": p.model.context, "assets": p.assets, "pins": pins(p.text.web + p.text.wiki)}
         return stage("corpus", settings, cost=2.1e12)
@@ -132,9 +142,10 @@ class Plan:
 
     def pretrain(self, on: str, objective: str, seed: int) -> Stage:
         training = self.profile.pretrain if on == "web" else self.profile.ablation
-        cost = self.forward["lm"] * (2.7 if objective == "lm" else 4.2) * self.tokens(training, self.counts["sample" if on == "web" else "wiki"]) + 1e11
+        amount = self.amount(training, self.counts["sample" if on == "web" else "wiki"])
+        cost = self.forward["lm"] * FACTORS["lm" if objective == "lm" else "lm_ilkd"] * amount[1] + 1e11
         teacher = () if objective == "lm" else (self.pretrained("teacher"),)
-        return stage("pretrain", self.train_settings(training), (self.corpus, self.decompose, *teacher), cost, hints=self.hints, on=on, objective=objective, seed=seed)
+        return stage("pretrain", self.train_settings(training), (self.corpus, self.decompose, *teacher), cost, hints=self.hints, amount=amount, on=on, objective=objective, seed=seed)
 
     def source(self, row: str, seed: int) -> Stage:
         """The model a row of Tables 4-7 starts from."""
@@ -148,13 +159,16 @@ class Plan:
         p = self.profile
         ilkd = model == "student" and p.readings.table4_ilkd
         inputs = (self.corpus, self.source(model, seed), *((self.pretrained("teacher"),) if ilkd else ()))
-        cost = self.forward["lm"] * {"teacher": 3, "baseline": 2, "student": 2.7}[model] * self.tokens(p.finetune_lm, self.counts["wiki"])
-        return stage("finetune_lm", self.train_settings(p.finetune_lm, ilkd=ilkd), inputs, cost, hints=self.hints, model=model, seed=seed)
+        amount = self.amount(p.finetune_lm, self.counts["wiki"])
+        cost = self.forward["lm"] * {"teacher": 3, "baseline": 2, "student": 2.7}[model] * amount[1]
+        return stage("finetune_lm", self.train_settings(p.finetune_lm, ilkd=ilkd), inputs, cost, hints=self.hints, amount=amount, model=model, seed=seed)
 
-    def glue_cost(self, task: str, factor: float) -> float:
+    def glue_cost(self, task: str, factor: float) -> dict:
+        """cost and amount of one fine-tuning and its predictions."""
         training, size = self.profile.finetune_glue, self.profile.glue.sizes[task]
         rows = training.max_steps * training.batch_size or training.epochs * size[0]
-        return self.forward["glue"] * self.counts["row"] * (factor * rows + size[1] + size[2]) + 3e10
+        cost = self.forward["glue"] * self.counts["row"] * (factor * rows + size[1] + size[2]) + 3e10
+        return {"cost": cost, "amount": (math.ceil(rows / training.batch_size), rows * self.counts["row"])}
 
     def glue_settings(self, method: str, **more) -> dict:
         p = self.profile
@@ -165,13 +179,13 @@ class Plan:
         method = "ilkd" if row.startswith("ablation") and p.readings.table7_ilkd else METHODS.get(row, "none")
         guide = () if method == "none" else (self.finetune_glue("teacher", task, seed),)
         inputs = (self.twins, self.source(row, seed), *guide)
-        factor = {"none": 3.0, "vanilla": 3.0, "ilkd": 4.5}[method] * (0.6 if row.startswith("baseline") else 1.0)
-        return stage("finetune_glue", self.glue_settings(method, keep_model=row == "teacher"), inputs, self.glue_cost(task, factor), hints=self.hints, row=row, task=task, seed=seed)
+        factor = FACTORS["glue_ilkd" if method == "ilkd" else "glue"] * (0.6 if row.startswith("baseline") else 1.0)
+        return stage("finetune_glue", self.glue_settings(method, keep_model=row == "teacher"), inputs, **self.glue_cost(task, factor), hints=self.hints, row=row, task=task, seed=seed)
 
     def twin_checks(self, tasks: tuple[str, ...]) -> list[Stage]:
         wanted = [(t, c) for t in tasks for c in self.profile.checks if c == "random" or t not in ONE_SENTENCE]
         inputs = (self.twins, self.pretrained("teacher"))
-        return [stage("twin_check", self.glue_settings("none"), inputs, self.glue_cost(t, 3.0), task=t, check=c, seed=0) for t, c in wanted]
+        return [stage("twin_check", self.glue_settings("none"), inputs, **self.glue_cost(t, FACTORS["glue"]), task=t, check=c, seed=0) for t, c in wanted]
 
     def score(self, row: str, tasks: tuple[str, ...], seed: int) -> Stage:
         return stage("score", {}, (self.twins, *(self.finetune_glue(row, task, seed) for task in tasks)), 1e9, row=row, seed=seed)
@@ -199,8 +213,8 @@ class Plan:
         return [self.decompose, self.pretrained("teacher"), *(self.pretrain("wiki", o, s) for s in seeds for o in OBJECTIVES), *mnli]
 
 
-def plan(profile: Profile, tables=TABLES, seeds: int = 1, tasks: tuple[str, ...] = TASKS) -> tuple[list[Stage], list[Stage]]:
-    """(all stages in an order in which each comes after its inputs, those the tables read)."""
+def plan(profile: Profile, tables=TABLES, seeds: int = 1, tasks: tuple[str, ...] = TASKS, without_mirror: bool = False) -> tuple[list[Stage], list[Stage]]:
+    """(all stages in an order in which each comes after its inputs, those the tables read); `without_mirror` is for costs only."""
     wrong = [t for t in tables if t not in TABLES]
     if wrong:
         raise ValueError(f"table {wrong[0]} does not exist: allowed are 1 to 7")
@@ -209,7 +223,7 @@ def plan(profile: Profile, tables=TABLES, seeds: int = 1, tasks: tuple[str, ...]
     unknown = [t for t in tasks if t not in TASKS]
     if unknown:
         raise ValueError(f"task {unknown[0]!r} is unknown: allowed are {', '.join(TASKS)}")
-    made, wanted, order = Plan(profile), {}, {}
+    made, wanted, order = Plan(profile, without_mirror), {}, {}
 
     def add(item: Stage) -> None:
         if item.path not in order:

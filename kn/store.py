@@ -33,6 +33,8 @@ class Stage:
     version: int = 1
     cost: float = field(default=0.0, compare=False)
     hints: str = field(default="{}", compare=False)  # JSON
+    steps: int = field(default=0, compare=False)  # of training, for the plan
+    tokens: float = field(default=0.0, compare=False)
 
     @cached_property
     def hash(self) -> str:
