@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import cost, doctor, executors, glue, launch, notebooks, profiles, stages
+from . import corpora, cost, doctor, executors, glue, launch, notebooks, profiles, stages
 from .sources import SourceError
 from .store import Store, StoreError
 
@@ -40,11 +40,15 @@ def timed(profile: profiles.Profile, store: Store) -> dict:
 def parser() -> argparse.ArgumentParser:
     """The options of ./run_all.sh."""
     top = argparse.ArgumentParser(prog="./run_all.sh", description="Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression' and writes reports/<profile>/.")
-    top.add_argument("command", nargs="?", default="run", choices=("run", "plan", "doctor", "mirror", "rebuild"),
-                     help="run (default); plan (same as --dry-run); doctor: find what would stop a run; mirror DIR: fetch the hub's models and data; rebuild mini's pretrained models")  # fmt: skip
-    top.add_argument("folder", nargs="?", type=Path, default=None, metavar="DIR", help="mirror: where to")
+    commands = (
+        "run (default); plan (same as --dry-run); doctor: find what would stop a run; mirror DIR: fetch the hub's models and data; "
+        "corpus FILE: write the documentation corpus, for a machine without the packages; rebuild mini's pretrained models"
+    )
+    profile = "mini (default): documentation text, minutes on a CPU; midi: the same text, models trained within the run, for a GPU; paper: from a mirror of the hub; test: seconds"
+    top.add_argument("command", nargs="?", default="run", choices=("run", "plan", "doctor", "mirror", "corpus", "rebuild"), help=commands)
+    top.add_argument("folder", nargs="?", type=Path, default=None, metavar="PATH", help="mirror, corpus: where to")
     top.add_argument("--wheels", action="store_true", help="mirror: fetch the pinned packages too")
-    top.add_argument("--profile", default="mini", metavar="NAME", help="mini (default): documentation text, minutes on a CPU; paper: from a mirror of the hub, only rehearsed; test: seconds")
+    top.add_argument("--profile", default="mini", metavar="NAME", help=profile)
     top.add_argument("--only", type=number_list, default=list(stages.TABLES), metavar="4,5", help="tables to make (default: all seven)")
     top.add_argument("--seeds", type=positive, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
     top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, for example pretrain.batch_size=8; may be given several times")
@@ -74,8 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
             if options.wheels:
                 mirror.wheels(options.folder, stages.ROOT / "requirements.txt")
             return 0
+        if options.command == "corpus":
+            if options.folder is None:
+                raise ValueError("corpus needs a file: python -m kn corpus FILE")
+            text = profiles.load(options.profile, tuple(options.set)).text
+            corpora.write(corpora.build({"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares}, jobs=executors.cores()), options.folder)
+            return 0
         if options.folder is not None:
-            raise ValueError(f"{str(options.folder)!r} is not understood: a folder goes with `mirror` only")
+            raise ValueError(f"{str(options.folder)!r} is not understood: a path goes with `mirror` and `corpus` only")
         if options.command == "doctor":
             return doctor.main(profiles.load(options.profile).name)
         profile = profiles.load(options.profile, tuple(options.set))

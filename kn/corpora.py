@@ -17,7 +17,7 @@ import multiprocessing
 import re
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 NGRAM = 13  # words; the usual length for contamination checks (GPT-3, appendix C)
@@ -180,6 +180,22 @@ def build(groups: dict[str, tuple[str, ...]], shares: dict[str, tuple[float, flo
         splits = (tuple(train), tuple(held[group, "valid"]), tuple(held[group, "test"]))
         corpora[group] = Corpus(*splits, fingerprint=hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16])
     return corpora
+
+
+def write(corpora: dict[str, Corpus], path: Path) -> None:
+    """The corpora as one JSON file, for a machine without the packages they were made from."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({name: asdict(corpus) for name, corpus in corpora.items()}))
+    part.replace(path)
+
+
+def read(path: Path) -> dict[str, Corpus]:
+    """What `write` wrote; ValueError where it is not that."""
+    try:
+        found = {name: Corpus(**{key: value if key == "fingerprint" else tuple(value) for key, value in entry.items()}) for name, entry in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no corpus file ({error}): make it again with `python -m kn corpus {path}`") from None
+    return found
 
 
 @functools.cache

@@ -13,8 +13,8 @@ from .real import mirror_folder
 from .sources import SourceError
 from .store import Store, StoreError
 
-# bytes of free disk a store needs; mini measured (five seeds 0.43 GB), paper estimated: token rows 2, checkpoints 3, about 60 models of 0.5 GB
-ROOM = {"mini": 2e9, "test": 1e8, "paper": 40e9}
+# bytes of free disk a store needs; mini measured (five seeds 0.43 GB), midi and paper estimated (paper: token rows 2 GB, checkpoints 3, about 60 models of 0.5)
+ROOM = {"mini": 2e9, "test": 1e8, "midi": 10e9, "paper": 40e9}
 MEMORY = 4e9  # bytes of main memory for two processes (measured: 1.9 GB each at most)
 Finding = tuple[str, str]  # ("ok" | "warning" | "error", one line)
 

@@ -61,6 +61,13 @@ def asset_digest(folder: Path) -> str:
     return file_sha256(listed)
 
 
+def carried_digest(file: str) -> str:
+    """sha256 of a corpus file (python -m kn corpus FILE); StoreError where it is not there."""
+    if not Path(file).is_file():
+        raise StoreError(f"text.file={file} is not there: make it with `python -m kn corpus {file}` in an environment with the pins")
+    return file_sha256(Path(file))
+
+
 @functools.cache
 def pins(names: tuple[str, ...]) -> dict[str, str]:
     """Installed versions of the packages whose documentation is the corpus."""
@@ -114,9 +121,16 @@ class Plan:
         if self.real:
             shares = {"sample": p.text.sample, "sample_seed": p.text.sample_seed, "web_shares": p.text.web_shares, "limit": p.text.limit}
             return stage("corpus", {"text": shares, "context": p.model.context, **self.mirrored("gpt2", "wikitext", "openwebtext")}, amount=(0, self.counts["sample"] + self.counts["wiki"]))
-        asset_digest(ASSETS / p.assets / "tokenizer")
-        settings = {"text": dataclasses.asdict(p.text), "context": p.model.context, "assets": p.assets, "pins": pins(p.text.web + p.text.wiki)}
-        return stage("corpus", settings, cost=2.1e12)
+        settings = {"text": dataclasses.asdict(p.text), "context": p.model.context, "assets": p.assets}
+        if p.assets:
+            asset_digest(ASSETS / p.assets / "tokenizer")
+        else:
+            settings["vocabulary"] = p.model.vocabulary
+        if p.text.file:
+            settings["text"]["file"] = carried_digest(p.text.file)
+            return stage("corpus", settings, cost=5e11, hints={"file": str(Path(p.text.file).absolute())})
+        del settings["text"]["file"]
+        return stage("corpus", {**settings, "pins": pins(p.text.web + p.text.wiki)}, cost=2.1e12)
 
     @functools.cached_property
     def twins(self) -> Stage:
@@ -134,6 +148,12 @@ class Plan:
         if self.real:
             name = {"teacher": "gpt2", "baseline": "distilgpt2"}[model]
             return stage("pretrained", {"precision": self.precision, "name": name, **self.mirrored(name)}, (self.corpus,), cost=1e14, model=model)
+        if not p.assets:
+            recipe = dataclasses.replace(p.teacher if model == "teacher" else p.baseline, precision=self.precision)
+            before = () if model == "teacher" else (self.pretrained("teacher"),)
+            amount = (recipe.steps, recipe.steps * recipe.batch * p.model.context)
+            settings = {"recipe": dataclasses.asdict(recipe), "model": dataclasses.asdict(p.model), "precision": self.precision}
+            return stage("pretrained", settings, (self.corpus, *before), FACTORS["lm"] * self.forward["lm"] * amount[1], amount=amount, model=model)
         return stage("pretrained", {"assets": p.assets, "digest": asset_digest(ASSETS / p.assets / model), "precision": self.precision}, (self.corpus,), cost=5e11, model=model)
 
     @functools.cached_property

@@ -13,6 +13,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -93,7 +94,13 @@ def environment() -> dict:
         commit = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
     except OSError:
         commit = ""
-    return {"packages": found, "python": platform.python_version(), "device": cpu_name(), "cores": os.cpu_count(), "system": platform.system(), "commit": commit}
+    return {"packages": found, "python": platform.python_version(), "device": device_name(), "cores": os.cpu_count(), "system": platform.system(), "commit": commit}
+
+
+def device_name() -> str:
+    """The GPU where this process computes on one, else the processor."""
+    torch = sys.modules.get("torch")  # not imported for this: planning stays quick
+    return torch.cuda.get_device_name() if torch and torch.cuda.is_available() else cpu_name()
 
 
 def cpu_name() -> str:

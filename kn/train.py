@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, logging, set_seed
 
-from . import corpora, evaluate, glue, real, shortcuts
+from . import corpora, evaluate, glue, profiles, real, shortcuts
 from .distill import Distillation
 from .fit import TokenRows, distillation_of, lm_collate, run_trainer
 from .gpt2 import KnGPT2Config, KnGPT2ForSequenceClassification, KnGPT2LMHeadModel, KroneckerSpec, compress, count_parameters
-from .store import Stage, Store, cpu_name
+from .store import Stage, Store, device_name
 
 WINDOWS = 256  # of `context` tokens: enough to choose recipes by, and quick
 ASSETS = Path(__file__).parent / "assets"
@@ -49,7 +49,7 @@ def load_model(folder: Path, task: str = "lm", labels: int = 0):
     attention = "sdpa" if torch.cuda.is_available() else "eager"  # on a CPU eager is 1.4 times as fast at mini's 128 tokens
     model = classes[task == "glue"].from_pretrained(folder, attn_implementation=attention, local_files_only=True, dtype=torch.float32, **extra)
     model.config.pad_token_id, model.config.use_cache = model.config.eos_token_id, False
-    return model
+    return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def rows_of(store: Store, stage: Stage) -> dict[str, torch.Tensor]:
@@ -57,11 +57,11 @@ def rows_of(store: Store, stage: Stage) -> dict[str, torch.Tensor]:
     return load_file(store.folder(needed(stage, "corpus")) / "rows.safetensors")
 
 
-def tokenizer_of(settings: dict):
-    """GPT-2's own from the mirror, or the committed one."""
+def tokenizer_of(settings: dict, corpus: Path | None = None):
+    """GPT-2's own from the mirror, the committed one, or the one that the corpus stage trained in its folder."""
     if "mirror" in settings:
         return AutoTokenizer.from_pretrained(real.mirror_folder() / "gpt2", local_files_only=True)
-    return AutoTokenizer.from_pretrained(ASSETS / settings["assets"] / "tokenizer", local_files_only=True)
+    return AutoTokenizer.from_pretrained((ASSETS / settings["assets"] if settings["assets"] else corpus) / "tokenizer", local_files_only=True)
 
 
 def corpus(stage: Stage, folder: Path, store: Store) -> dict:
@@ -71,8 +71,11 @@ def corpus(stage: Stage, folder: Path, store: Store) -> dict:
         return real.corpus(settings, folder, tokenizer_of(settings))
     text = settings["text"]
     groups = {"web": tuple(text["web"]), "wiki": tuple(text["wiki"])}
-    built = corpora.build(groups, {g: tuple(text[f"{g}_shares"]) for g in groups}, jobs=2)
-    tokenizer = tokenizer_of(settings)
+    carried = json.loads(stage.hints).get("file")
+    built = corpora.read(Path(carried)) if carried else corpora.build(groups, {g: tuple(text[f"{g}_shares"]) for g in groups}, jobs=2)
+    if not settings["assets"]:
+        corpora.train_tokenizer(built["web"].train, settings["vocabulary"]).save_pretrained(folder / "tokenizer")
+    tokenizer = tokenizer_of(settings, folder)
     rows, metrics = {}, {"fingerprint": corpora.fingerprint(built)}
     metrics["as_committed"] = not text["fingerprint"] or metrics["fingerprint"] == text["fingerprint"]
     splits = {f"{g}_{s}": getattr(c, s) for g, c in built.items() for s in ("train", "valid", "test")}
@@ -119,12 +122,31 @@ def pretrained(stage: Stage, folder: Path, store: Store) -> dict:
         model.save_pretrained(folder / "model")
         commit = settings["mirror"][settings["name"]]["commit"]
         return {**describe(model, folder / "model"), "commit": commit, **real.carved(), "perplexity": perplexities(model, rows_of(store, stage), settings["precision"])}
+    if "recipe" in settings:
+        return trained(stage, folder, store)
     source = ASSETS / settings["assets"] / name
     model = load_model(source)
     model.save_pretrained(folder / "model")
     recipe = json.loads((source / "recipe.json").read_text())
     log = [json.loads(line) for line in (source / "log.jsonl").read_text().splitlines()]
     return {**describe(model, folder / "model"), **recipe["measured"], "log": log, "perplexity": perplexities(model, rows_of(store, stage), settings["precision"])}
+
+
+def trained(stage: Stage, folder: Path, store: Store) -> dict:
+    """A model trained within the run: the teacher from nothing, the baseline from every other layer of it."""
+    from . import rebuild
+
+    settings, rows, name = settings_of(stage), rows_of(store, stage), stage["model"]
+    recipe, device = profiles.Recipe(**settings["recipe"]), "cuda" if torch.cuda.is_available() else "cpu"
+    set_seed(recipe.seed)
+    teacher = None if name == "teacher" else load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model").eval().requires_grad_(False)
+    model = (rebuild.fresh(profiles.Model(**settings["model"])) if teacher is None else rebuild.halved(teacher)).to(device)
+    work = store.scratch(stage)
+    rebuild.train(model, rows["web_train"], rows["web_valid"][:WINDOWS], work, recipe, teacher)
+    model.save_pretrained(folder / "model")
+    log = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+    measured = rebuild.cost_of(model, work / "log.jsonl", rows["web_train"], store.metrics(needed(stage, "corpus"))["web"]["train"]["bytes"], device_name())
+    return {**describe(model, folder / "model"), **measured, "log": log, "perplexity": perplexities(model, rows, settings["precision"])}
 
 
 def describe(model, folder: Path) -> dict:
@@ -185,7 +207,7 @@ def pretrain(stage: Stage, folder: Path, store: Store) -> dict:
     seen = corpus_metrics["sample"] if stage["on"] == "web" else corpus_metrics["wiki"]["train"]
     hyper = {**hyper, "alphas": alphas if method == "ilkd" else [0.0, 0.0, 0.0, 1.0], "context": data.rows.shape[1]}
     return {**describe(student, folder / "model"), "steps": hyper["steps"], "tokens": tokens, "hours": seconds / 3600, "data_bytes": round(seen["bytes"] * share),
-            "hardware": cpu_name(), "hyper": hyper, "log": log, "perplexity": perplexities(student, rows, settings["precision"])}  # fmt: skip
+            "hardware": device_name(), "hyper": hyper, "log": log, "perplexity": perplexities(student, rows, settings["precision"])}  # fmt: skip
 
 
 def finetune_lm(stage: Stage, folder: Path, store: Store) -> dict:
@@ -208,7 +230,7 @@ def glue_data(store: Store, stage: Stage, settings: dict, only: int | None = Non
     splits = glue.read_task(store.folder(tasks_of(stage)) / stage["task"], stage["task"])
     if only is not None:
         splits = {name: [{**row, "texts": row["texts"][only : only + 1]} for row in rows] for name, rows in splits.items()}
-    tokenizer = tokenizer_of(settings)
+    tokenizer = tokenizer_of(settings, store.folder(needed(tasks_of(stage), "corpus")) if settings.get("assets") == "" else None)
     return splits, {name: glue.encode(tokenizer, rows, settings["max_length"]) for name, rows in splits.items()}
 
 

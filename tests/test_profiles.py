@@ -15,8 +15,8 @@ def test_overrides_reach_their_field():
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("huge", (), "profile 'huge' is unknown: allowed are mini, test, paper"),
-        ("midi", (), "profile 'midi' cannot run yet: this version has mini"),
+        ("huge", (), "profile 'huge' is unknown: allowed are mini, midi, paper, test"),
+        ("mini", ("teacher.steps=5",), "--set teacher.steps: the pretrained models of mini are not trained within the run, only midi's are"),
         ("mini", ("pretrain.batchsize=3",), "--set key 'pretrain.batchsize' is unknown: did you mean pretrain.batch_size"),
         ("mini", ("pretrain=3",), "--set key 'pretrain' is unknown"),
         ("mini", ("name=x",), "--set key 'name' is unknown"),

@@ -11,7 +11,7 @@ from kn import corpora, profiles, rebuild, stages
 from kn.store import Store
 from kn.train import load_model
 
-TINY = replace(rebuild.TEACHER, steps=6, batch=4, warmup=2)
+TINY = replace(profiles.TEACHER, steps=6, batch=4, warmup=2)
 
 
 def run(folder, stop_at=None):

@@ -32,7 +32,7 @@ def kn(*arguments, home, timeout=300, **environment):
         (["--set", "pretrain.batch_size=x"], "--set pretrain.batch_size=x: int wanted"),
         (["--fast"], "unrecognized arguments: --fast"),
         (["mirror"], "mirror needs a folder: python -m kn mirror DIR"),
-        (["plan", "somewhere"], "'somewhere' is not understood: a folder goes with `mirror` only"),
+        (["plan", "somewhere"], "'somewhere' is not understood: a path goes with `mirror` and `corpus` only"),
         (["--profile", "paper"], "is no mirror (mirror.json is missing): make one with `python -m kn mirror"),
         (["--glue-scores", "scores.csv"], "--glue-scores is for the paper profile: mini scores its test sets itself"),
     ],
