@@ -51,6 +51,14 @@ def test_a_short_run_writes_no_checkpoint(tmp_path):
     assert not list(tmp_path.glob("trainer/checkpoint-*"))
 
 
+def test_recomputed_activations_leave_the_losses_as_they_are(tmp_path):
+    """What ILKD captures inside the blocks still carries its gradient."""
+    _, whole, _, _ = run(tmp_path / "whole", 20)
+    student, again, _, _ = run(tmp_path / "again", 20, hardware={"checkpointing": True})
+    assert student.is_gradient_checkpointing
+    assert [line["loss"] for line in again] == pytest.approx([line["loss"] for line in whole], rel=1e-5)
+
+
 def test_micro_batches_leave_the_losses_as_they_are(tmp_path):
     """The mean of means over equal parts is the mean: float32 rounding alone differs."""
     _, whole, _, _ = run(tmp_path / "whole", 20)
