@@ -18,7 +18,7 @@ LOOK = {f"{part}color": INK for part in ("text.", "axes.label", "axes.edge", "xt
     "font.size": 9, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.grid": True,
     "axes.axisbelow": True, "grid.color": "#88888855", "grid.linewidth": 0.5,
 }  # fmt: skip
-PALETTE = ["#4c78a8", "#e08a3c", "#b7621b", "#54a08a", "#2c7563", "#9a9a9a", "#b4b4b4", "#cdcdcd"]
+PALETTE = ["#4c78a8", "#e08a3c", "#b7621b", "#54a08a", "#2c7563", "#8c8c8c", "#a3a3a3", "#bababa", "#d1d1d1"]
 
 
 def svg(plot: matplotlib.figure.Figure, name: str) -> str:
