@@ -21,6 +21,7 @@ from .profiles import Compression, Hardware, Model, Profile, Readings, Training
 from .store import Stage, Store, cpu_name, peak_bytes
 
 KINDS = {"lm": "none", "lm_ilkd": "ilkd", "glue": "none", "glue_ilkd": "ilkd"}  # what is timed: a training and how it distils
+TITLES = {"lm": "language model", "lm_ilkd": "with ILKD", "glue": "GLUE", "glue_ilkd": "GLUE with ILKD"}
 STEPS = 6  # of each; the first two are not counted
 CPU_FLOPS = 1e11  # a timed step on a CPU is cut to about this much, so that the paper's sizes take seconds and not minutes
 FACTORS = {"lm": 2.7, "lm_ilkd": 4.2, "glue": 3.0, "glue_ilkd": 4.5}  # FLOPs of a step over those of the teacher's forward pass

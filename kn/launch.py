@@ -38,6 +38,8 @@ def describe(stages: list[Stage], store: Store, timed: dict, jobs: int | None = 
     about = clock(max(total / jobs, chain)) if total else "nothing"
     lines.append(f"in all about {about} with {jobs} {'process' if jobs == 1 else 'processes'} ({clock(total)} of work, the longest chain {clock(chain)})")
     lines.append(f"about {room / 1e9:.2g} GB of disk in {store.home}, {timed['peak_bytes'] / 1e9:.2g} GB of memory a training; timed on {timed['device']} by a few steps of each kind of training")
+    rates = ", ".join(f"{name} {timed['tokens'][kind] / timed['seconds'][kind]:,.0f}" for kind, name in cost.TITLES.items())
+    lines.append(f"tokens a second and process: {rates}")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from kn.store import Store
 
 TIMED = {
     "seconds": {"lm": 2.0, "lm_ilkd": 3.0, "glue": 1.0, "glue_ilkd": 2.0}, "flops": {"lm": 1e12, "lm_ilkd": 1.5e12, "glue": 1e12, "glue_ilkd": 1e12},
-    "bytes": {"teacher": 5e8, "student": 4.9e8, "baseline": 3.3e8}, "tokenized": 1e6, "peak_bytes": 7e9, "device": "a machine",
+    "tokens": {"lm": 2000, "lm_ilkd": 2400, "glue": 500, "glue_ilkd": 600}, "bytes": {"teacher": 5e8, "student": 4.9e8, "baseline": 3.3e8}, "tokenized": 1e6, "peak_bytes": 7e9, "device": "a machine",
 }  # fmt: skip
 PLAN = stages.plan(profiles.PAPER, without_mirror=True)[0]
 
@@ -48,6 +48,7 @@ def test_the_plan_says_what_it_costs(tmp_path):
     lines = {line.split()[0]: line.split() for line in text.splitlines()}
     assert lines["pretrain"][1:4] == ["0", "4", "1,224,612"]
     assert "with 4 processes" in text and "7 GB of memory a training; timed on a machine" in text
+    assert text.splitlines()[-1] == "tokens a second and process: language model 1,000, with ILKD 800, GLUE 500, GLUE with ILKD 300"
     chain = launch.longest(PLAN, Store(tmp_path), TIMED)
     assert cost.seconds(pick("pretrain", on="web"), TIMED) < chain < sum(cost.seconds(item, TIMED) for item in PLAN)
 

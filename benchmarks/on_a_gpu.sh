@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# What only a GPU can tell, in one command: the cost of the paper profile on it, and the midi report (three seeds). Has not run on a GPU yet.
+#   python -m kn corpus corpus.json        where the pins are installed
+#   benchmarks/on_a_gpu.sh corpus.json     on the GPU's machine; KN_PYTHON names its Python (packages of other versions are warned of, not refused)
+# Parts of at most nine minutes; what is finished stays in the store, so it may be stopped and started again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+corpus=${1:?the corpus file is missing: make it with python -m kn corpus corpus.json}
+mkdir -p reports/midi
+./run_all.sh --profile paper --dry-run | tee reports/midi/paper-costs.txt
+for part in 1 2 3 4; do
+  status=0
+  timeout 540 ./run_all.sh --profile midi --seeds 3 --jobs 8 --set text.file="$corpus" || status=$?
+  [ "$status" = 124 ] || exit "$status"
+  echo "part $part is over, going on"
+done
