@@ -37,7 +37,7 @@ NOTES = {
     5: "In per cent; the Average over all seven tasks is what the paper prints (truncated). A task is <em>uninformative</em> where the teacher leads the best "
     "of majority class (the one answer that scores best in training), a word list (logistic regression on the words and pairs of words of each text), random "
     "initialisation and one sentence only by less than 5 points; it is left out of the second average and of all verdicts.",
-    6: "In per cent, predicted first and scored afterwards. Uninformative tasks are those of Table 5.",
+    6: "In per cent, predicted first and scored afterwards; the files for GLUE's server lie as submission.zip in each score stage. Uninformative tasks are those of Table 5.",
     7: "Pre-training on WikiText-103, perplexity directly after it, MNLI fine-tuned afterwards without distillation. The first row is the SVD start.",
 }
 TABLE_STYLE = """

@@ -7,10 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import pandas
 import pytest
 from conftest import ROOT
+
+from kn import glue
 
 CUT = [
     "text.sample=0.3", "text.web_shares=0.2,0.2", "text.limit=4", "glue.limit=40", "pretrain.max_steps=2", "ablation.max_steps=2",
@@ -54,6 +57,15 @@ def test_predictions_are_there_for_the_server(run):
     folders = [p for p in (run[0] / "store" / "finetune_glue").iterdir() if p.name.startswith("student_ilkd-cola-0-") and p.is_dir()]
     lines = (folders[0] / "submission" / "CoLA.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == 41
+
+
+def test_a_zip_is_there_for_the_server(run):
+    (folder,) = [p for p in (run[0] / "store" / "score").iterdir() if p.name.startswith("student_ilkd-0-") and p.is_dir()]
+    with zipfile.ZipFile(folder / "submission" / "submission.zip") as archive:
+        assert sorted(archive.namelist()) == sorted(glue.SUBMISSION)
+        assert archive.read("AX.tsv").decode().count("\n") == 1105 and archive.read("CoLA.tsv").decode().count("\n") == 41
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == {"tasks": {}, "filled_with_a_constant": ["STS-B.tsv", "WNLI.tsv", "AX.tsv"]}
 
 
 def test_provenance_says_what_was_read_and_overridden(run):
