@@ -1,10 +1,11 @@
 """kn: Kronecker decomposition for GPT compression. Imports are lazy: `import kn` is quick."""
 
+import sys
 from importlib import import_module
 
 _WHERE = {
     "nearest_kronecker": "kronecker", "KroneckerLinear": "kronecker", "KroneckerEmbedding": "kronecker",
-    "KroneckerSpec": "gpt2", "KnGPT2Config": "gpt2", "KnGPT2LMHeadModel": "gpt2", "KnGPT2ForSequenceClassification": "gpt2",
+    "KroneckerSpec": "config", "KnGPT2Config": "config", "KnGPT2LMHeadModel": "gpt2", "KnGPT2ForSequenceClassification": "gpt2",
     "compress": "gpt2", "count_parameters": "gpt2",
     "capture": "distill", "Captured": "distill", "ilkd_loss": "distill", "vanilla_kd_loss": "distill", "DistillTrainer": "distill",
 }  # fmt: skip
@@ -19,3 +20,7 @@ def __getattr__(name: str):
 
 def __dir__():
     return [*globals(), *__all__]
+
+
+if "transformers.models.auto.modeling_auto" in sys.modules:  # then `import kn` makes KnGPT2 known to AutoModel; else `import kn.gpt2` does
+    import_module("kn.gpt2")

@@ -112,7 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.fresh:
             store.forget(plan)
         os.environ["KN_SET"] = "\n".join(options.set)
-        print(launch.describe(plan, store, timed(profile, store), options.jobs), flush=True)
+        measured = timed(profile, store)
+        print(launch.describe(plan, store, measured, options.jobs), flush=True)
+        cost.afford(plan, store, measured)
         status = 0
         try:
             launch.run(plan, store, options.jobs, executor=None if slurm is None else executors.Submitit(store.home, slurm))
@@ -120,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             status = 1
         return max(status, notebooks.run_all(profile.name, options.only, options.seeds, plan, store))
-    except (ValueError, StoreError, SourceError) as error:
+    except (ValueError, StoreError, SourceError, cost.CostError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except launch.StageFailed as error:

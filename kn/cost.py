@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,10 @@ TITLES = {"lm": "language model", "lm_ilkd": "with ILKD", "glue": "GLUE", "glue_
 STEPS = 6  # of each; the first two are not counted
 CPU_FLOPS = 1e11  # a timed step on a CPU is cut to about this much, so that the paper's sizes take seconds and not minutes
 FACTORS = {"lm": 2.7, "lm_ilkd": 4.2, "glue": 3.0, "glue_ilkd": 4.5}  # FLOPs of a step over those of the teacher's forward pass
+
+
+class CostError(Exception):
+    """A run that cannot be paid for, or timed; the message is one line that says what to do."""
 
 
 def kind_of(stage: Stage) -> str:
@@ -54,7 +59,7 @@ def timing(profile: Profile, precision: str, store: Store) -> dict:
         return json.loads(kept.read_text())
     done = subprocess.run([sys.executable, "-m", "kn.cost", json.dumps(asked)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"the timing run failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no output'}")
+        raise CostError(f"the timing run failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no output'}")
     found = json.loads(done.stdout.splitlines()[-1])
     if store.home.is_dir():
         kept.write_text(json.dumps(found))
@@ -76,6 +81,14 @@ def disk(stage: Stage, timed: dict) -> float:
     if stage.kind == "finetune_glue" and json.loads(stage.settings)["keep_model"]:
         return timed["bytes"]["teacher"]
     return 2 * stage.tokens if stage.kind == "corpus" else 0.0
+
+
+def afford(stages: list[Stage], store: Store, timed: dict) -> None:
+    """CostError if what the missing stages leave on disk does not fit where the store is."""
+    need = sum(disk(item, timed) for item in stages if not store.has(item))
+    there = next(p for p in (store.home, *store.home.parents) if p.exists())
+    if (free := shutil.disk_usage(there).free) < need:
+        raise CostError(f"{need / 1e9:.1f} GB will be written to {store.home}, {free / 1e9:.1f} GB are free there: make room, or choose another folder with KN_HOME=…")
 
 
 # ---------------------------------------------------------------- the timing run

@@ -5,58 +5,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from .config import KnGPT2Config, KroneckerSpec
+from .fold import fold, install_narrow
 from .kronecker import KroneckerEmbedding, KroneckerLinear
-
-
-@dataclass(frozen=True)
-class KroneckerSpec:
-    """What becomes a Kronecker product: defaults are the paper's configuration with the readings the README lists.
-
-    layers: "odd" (1, 3, …, counted from 0), "even", "all", or a tuple of indices. factor: how many outputs (query, key,
-    value, c_fc) or inputs (output projection, c_proj, embedding) share one entry of A. scale: see `nearest_kronecker`.
-    """
-
-    layers: str | tuple[int, ...] = "odd"
-    factor: int = 2
-    rank: int = 1
-    embedding: bool = True
-    out_proj: bool = True
-    init: str = "svd"
-    scale: str = "sqrt"
-
-    def indices(self, n_layer: int) -> tuple[int, ...]:
-        """Indices of the compressed layers; ValueError names what is allowed."""
-        named = {"odd": range(1, n_layer, 2), "even": range(0, n_layer, 2), "all": range(n_layer)}
-        if isinstance(self.layers, str):
-            if self.layers not in named:
-                raise ValueError(f"layers {self.layers!r} is unknown: allowed are 'odd', 'even', 'all' or a tuple of indices below {n_layer}")
-            return tuple(named[self.layers])
-        wrong = [i for i in self.layers if not 0 <= i < n_layer]
-        if wrong:
-            raise ValueError(f"layer {wrong[0]} does not exist: the model has layers 0 to {n_layer - 1}")
-        return tuple(sorted(set(self.layers)))
-
-
-class KnGPT2Config(GPT2Config):
-    """GPT-2's configuration and, in `kronecker`, the fields of KroneckerSpec that shape the model."""
-
-    model_type = "kngpt2"
-    kronecker: dict | None = None
-
-    @property
-    def spec(self) -> KroneckerSpec:
-        """The KroneckerSpec this model was built with."""
-        fields = dict(self.kronecker or {})
-        if isinstance(fields.get("layers"), list):
-            fields["layers"] = tuple(fields["layers"])
-        return KroneckerSpec(**fields)
 
 
 def factor_shapes(spec: KroneckerSpec) -> dict[str, tuple[tuple[int, int], int]]:
@@ -66,9 +24,11 @@ def factor_shapes(spec: KroneckerSpec) -> dict[str, tuple[tuple[int, int], int]]
     return {**shapes, "attn.c_proj": (inputs, 1)} if spec.out_proj else shapes
 
 
-def install_factors(transformer: nn.Module, spec: KroneckerSpec) -> None:
-    """Replace the chosen Conv1D layers and the token embedding of a GPT2Model by empty Kronecker layers, in place."""
-    for index in spec.indices(len(transformer.h)):
+def install_factors(transformer: nn.Module, spec: KroneckerSpec, folded: bool = False) -> None:
+    """Replace the chosen Conv1D layers and the token embedding of a GPT2Model by empty Kronecker (or narrow) layers, in place."""
+    if folded:
+        install_narrow(transformer, spec)
+    for index in () if folded else spec.indices(len(transformer.h)):
         block = transformer.h[index]
         for path, (b_shape, parts) in factor_shapes(spec).items():
             dense: Conv1D = block.get_submodule(path)  # weight (in, out)
@@ -87,7 +47,7 @@ class _KnGPT2Mixin:
 
     def __init__(self, config: KnGPT2Config):
         super().__init__(config)
-        install_factors(self.transformer, config.spec)
+        install_factors(self.transformer, config.spec, config.folded)
         self.post_init()
 
     def _init_weights(self, module):
@@ -96,9 +56,15 @@ class _KnGPT2Mixin:
         elif not isinstance(getattr(module, "c_proj", None), KroneckerLinear):
             super()._init_weights(module)
 
+    def fold(self):
+        """The same function for inference, exactly narrower in its compressed layers: see fold.py."""
+        return fold(self)
+
     def to_dense(self):
-        """A stock GPT-2 (float rounding aside) with equal logits, embedding and head untied."""
-        fields = {k: v for k, v in self.config.to_dict().items() if k not in ("kronecker", "model_type", "architectures")}
+        """A stock GPT-2 (float rounding aside) with equal logits, embedding and head untied; ValueError for a folded model."""
+        if self.config.folded:
+            raise ValueError("to_dense needs the model before fold(): narrow layers cannot be widened again")
+        fields = {k: v for k, v in self.config.to_dict().items() if k not in ("kronecker", "folded", "model_type", "architectures")}
         dense = self.dense_class(GPT2Config(**{**fields, "tie_word_embeddings": False})).to(self.dtype)
         dense.load_state_dict(dense_state(self))
         return dense.to(self.device).train(self.training)
@@ -164,3 +130,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     table = model.get_input_embeddings()
     tied = head is None or (hasattr(table, "A") is False and head.weight is table.weight)
     return {"total": total, "without_head": total if tied else total - head.weight.numel()}
+
+
+AutoModelForCausalLM.register(KnGPT2Config, KnGPT2LMHeadModel, exist_ok=True)
+AutoModelForSequenceClassification.register(KnGPT2Config, KnGPT2ForSequenceClassification, exist_ok=True)

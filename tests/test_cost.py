@@ -53,6 +53,13 @@ def test_the_plan_says_what_it_costs(tmp_path):
     assert cost.seconds(pick("pretrain", on="web"), TIMED) < chain < sum(cost.seconds(item, TIMED) for item in PLAN)
 
 
+def test_a_disk_that_is_too_small_is_found_before_anything_runs(tmp_path, monkeypatch):
+    cost.afford(PLAN, Store(tmp_path), {**TIMED, "bytes": dict.fromkeys(TIMED["bytes"], 0)})
+    monkeypatch.setattr(cost.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5e9}))
+    with pytest.raises(cost.CostError, match=r"^1\d\.\d GB will be written to .*, 5.0 GB are free there: make room, or choose another folder with KN_HOME=…$"):
+        cost.afford(PLAN, Store(tmp_path), TIMED)
+
+
 def test_a_timing_run_is_made_once(tmp_path):
     store = Store(tmp_path).open()
     found = cost.timing(profiles.TEST, "fp32", store)
@@ -67,5 +74,5 @@ def test_a_timing_run_is_made_once(tmp_path):
 
 def test_a_timing_run_that_fails_says_why(tmp_path):
     broken = dataclasses.replace(profiles.TEST, model=dataclasses.replace(profiles.TEST.model, heads=5))
-    with pytest.raises(RuntimeError, match="the timing run failed: ValueError: .*128.*5"):
+    with pytest.raises(cost.CostError, match="the timing run failed: ValueError: .*128.*5"):
         cost.timing(broken, "fp32", Store(tmp_path / "none"))

@@ -40,7 +40,7 @@ MUTATIONS = {  # what goes wrong: (file, as it is, as it must not be, the test t
         "test_gpt2.py::test_head_is_dense_untied_and_cloned",
     ),
     "wrong layers": (
-        "gpt2.py",
+        "config.py",
         '"odd": range(1, n_layer, 2)',
         '"odd": range(0, n_layer, 2)',
         "test_gpt2.py::test_what_is_compressed",
