@@ -96,9 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
             os.environ["KN_GLUE_SCORES"] = str(options.glue_scores.absolute())
         if hint := executors.keep_off_gpus(profile.device):
             print(hint)
-        if options.slurm is not None and not shutil.which("sbatch"):
-            raise ValueError("--slurm needs Slurm's sbatch on this machine: run it on a login node, or leave --slurm out")
         slurm = None if options.slurm is None else executors.slurm_options(options.slurm)
+        if slurm is not None and not shutil.which("sbatch"):
+            raise ValueError("--slurm needs Slurm's sbatch on this machine: run it on a login node, or leave --slurm out")
         dry, store = options.dry_run or options.command == "plan", Store()
         plan, _ = stages.plan(profile, options.only, options.seeds, without_mirror=dry)
         if dry:

@@ -24,13 +24,15 @@ def kn(*arguments, home, timeout=300, **environment):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "huge"], "profile 'huge' is unknown: allowed are mini, test, paper"),
+        (["--profile", "huge"], "profile 'huge' is unknown: allowed are mini, midi, paper, test"),
         (["--only", "9"], "table 9 does not exist: allowed are 1 to 7"),
         (["--only", "four"], "'four' is not a list of table numbers"),
         (["--seeds", "0"], "'0' is not a whole number of at least 1"),
         (["--set", "pretrain.batchsize=3"], "did you mean pretrain.batch_size"),
         (["--set", "pretrain.batch_size=x"], "--set pretrain.batch_size=x: int wanted"),
         (["--fast"], "unrecognized arguments: --fast"),
+        (["corpus"], "corpus needs a file: python -m kn corpus FILE"),
+        (["--slurm", "queue=gpu"], "--slurm 'queue=gpu' is not understood: allowed are partition=…"),
         (["mirror"], "mirror needs a folder: python -m kn mirror DIR"),
         (["plan", "somewhere"], "'somewhere' is not understood: a path goes with `mirror` and `corpus` only"),
         (["--profile", "paper"], "is no mirror (mirror.json is missing): make one with `python -m kn mirror"),
