@@ -1,6 +1,11 @@
 """Shared fixtures: tiny models, and the order of the suite (fast files first, the mini run last)."""
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +26,31 @@ def rehearsal_mirror(tmp_path_factory):
     import rehearsal
 
     return rehearsal.build(SHARED, tmp_path_factory.mktemp("rehearsal") / "mirror", tiny=True)
+
+
+BESIDE = []  # the process that begins mini's stages
+
+
+def pytest_collection_finish(session):
+    """In a whole suite mini's stages are begun at once by one process beside the other tests, which use one processor; test_mini.py goes on from there."""
+    files = {item.path.name for item in session.items}
+    if {"test_mini.py", "test_kronecker.py"} <= files and not session.config.option.collectonly and (os.cpu_count() or 1) > 1:
+        variables = {**os.environ, "KN_REPORTS": tempfile.mkdtemp(prefix="kn-beside-"), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "kn", "--jobs", "1"]
+        BESIDE.append(subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
+
+
+def stop_beside():
+    """End that process and its workers; a stage that was under way is made again."""
+    for process in BESIDE:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    BESIDE.clear()
+
+
+def pytest_unconfigure():
+    stop_beside()
 
 
 def pytest_collection_modifyitems(items):

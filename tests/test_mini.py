@@ -6,12 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, stop_beside
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     """reports/mini of a run at one seed."""
+    stop_beside()
     folder = tmp_path_factory.mktemp("reports")
     variables = {**os.environ, "KN_REPORTS": str(folder), "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-m", "kn"], cwd=ROOT, env=variables, capture_output=True, text=True)
