@@ -87,6 +87,7 @@ def _begin_worker(parent: int, started, devices: int) -> None:
     if devices > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
         with started.get_lock():
             os.environ["CUDA_VISIBLE_DEVICES"] = str(started.value % devices)
+            os.environ[ranks.PINNED] = "1"
             started.value += 1
 
     def watch() -> None:

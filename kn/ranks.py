@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .store import Stage, Store
 
+PINNED = "KN_WORKER_GPU"  # set where a worker was given one of several GPUs: the processes of one training need them all
 KINDS = ("pretrain", "finetune_lm")  # a fine-tuning on GLUE is small: many of them run side by side instead
 
 
@@ -35,6 +36,8 @@ def work(stage: Stage, folder: Path, store: Store) -> dict:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={wanted(stage)}", "-m", "kn.ranks", str(folder), str(store.home)]
     root = str(Path(__file__).parent.parent)
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if variables.pop(PINNED, ""):
+        del variables["CUDA_VISIBLE_DEVICES"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"one of {wanted(stage)} processes failed: {error_in(done.stderr)}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,17 +36,20 @@ def pytest_collection_finish(session):
     """In a whole suite mini's stages are begun at once by one process beside the other tests, which use one processor; test_mini.py goes on from there."""
     files = {item.path.name for item in session.items}
     if {"test_mini.py", "test_kronecker.py"} <= files and not session.config.option.collectonly and (os.cpu_count() or 1) > 1:
-        variables = {**os.environ, "KN_REPORTS": tempfile.mkdtemp(prefix="kn-beside-"), "PYTHONPATH": str(ROOT)}
+        reports = tempfile.mkdtemp(prefix="kn-beside-")
+        variables = {**os.environ, "KN_REPORTS": reports, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "kn", "--jobs", "1"]
-        BESIDE.append(subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
+        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        BESIDE.append((process, reports))
 
 
 def stop_beside():
     """End that process and its workers; a stage that was under way is made again."""
-    for process in BESIDE:
+    for process, reports in BESIDE:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        shutil.rmtree(reports, ignore_errors=True)
     BESIDE.clear()
 
 

@@ -74,13 +74,14 @@ def test_slurm_options_are_read_and_refused():
 
 def test_workers_share_the_gpus_in_turn(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv(executors.ranks.PINNED, raising=False)
     context, seen = executors.multiprocessing.get_context("spawn"), []
     started = context.Value("i", 0)
     for _ in range(3):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         executors._begin_worker(os.getppid(), started, 2)
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    assert seen == ["0", "1", "0"]
+    assert seen == ["0", "1", "0"] and os.environ.pop(executors.ranks.PINNED) == "1"
 
 
 def test_a_cpu_profile_hides_a_gpu_and_says_so(monkeypatch):

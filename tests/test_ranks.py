@@ -54,6 +54,23 @@ def test_a_batch_that_cannot_be_shared_is_refused(store):
     assert not [p for p in (store.home / "pretrain").iterdir() if p.suffix == ".tmp"]
 
 
+def test_a_worker_s_one_gpu_is_not_handed_on(store, tmp_path, monkeypatch):
+    seen = {}
+
+    def run(command, env, **_):
+        seen.update(env)
+        return type("Done", (), {"returncode": 1, "stderr": "OSError: stopped here"})
+
+    monkeypatch.setattr(ranks.subprocess, "run", run)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    for pinned, visible in (("", "1"), ("1", None)):  # the user's own choice of GPUs stays
+        seen.clear()
+        monkeypatch.setenv(ranks.PINNED, pinned)
+        with pytest.raises(RuntimeError, match="^one of 2 processes failed: OSError: stopped here$"):
+            ranks.work(plan(2).pretrain("wiki", "lm", 0), tmp_path, store)
+        assert seen.get("CUDA_VISIBLE_DEVICES") == visible
+
+
 def test_a_stage_survives_json():
     item = plan(2).pretrain("wiki", "kd", 3)
     again = Stage.from_json(item.to_json())
