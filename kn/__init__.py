@@ -1,12 +1,13 @@
 """kn: Kronecker decomposition for GPT compression. Imports are lazy: `import kn` is quick."""
 
-import sys
 from importlib import import_module
 
+from . import auto
+
 _WHERE = {
-    "nearest_kronecker": "kronecker", "KroneckerLinear": "kronecker", "KroneckerEmbedding": "kronecker",
-    "KroneckerSpec": "config", "KnGPT2Config": "config", "KnGPT2LMHeadModel": "gpt2", "KnGPT2ForSequenceClassification": "gpt2",
-    "compress": "gpt2", "count_parameters": "gpt2",
+    "nearest_kronecker": "kronecker", "KroneckerLinear": "kronecker", "KroneckerEmbedding": "kronecker", "KroneckerHead": "kronecker",
+    "KroneckerSpec": "config", "KnGPT2Config": "config", "KnLlamaConfig": "config", "compress": "model", "count_parameters": "model",
+    "KnGPT2Model": "gpt2", "KnGPT2LMHeadModel": "gpt2", "KnGPT2ForSequenceClassification": "gpt2", "KnLlamaModel": "llama", "KnLlamaForCausalLM": "llama", "KnLlamaForSequenceClassification": "llama",
     "capture": "distill", "Captured": "distill", "ilkd_loss": "distill", "vanilla_kd_loss": "distill", "DistillTrainer": "distill",
 }  # fmt: skip
 __all__ = list(_WHERE)
@@ -22,5 +23,4 @@ def __dir__():
     return [*globals(), *__all__]
 
 
-if "transformers.models.auto.modeling_auto" in sys.modules:  # then `import kn` makes KnGPT2 known to AutoModel; else `import kn.gpt2` does
-    import_module("kn.gpt2")
+auto.register()

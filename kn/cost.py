@@ -46,23 +46,32 @@ def device() -> str:
     return (gpus() or [cpu_name()])[0]
 
 
-def timing(profile: Profile, precision: str, store: Store) -> dict:
-    """{"seconds", "flops": {kind: of a step}, "peak_bytes", "bytes": of saved models}, measured now or kept in the store from before."""
-    asked = {
+def asked(profile: Profile, precision: str) -> dict:
+    """What the timing run is asked: all that its answer depends on."""
+    return {
         "model": dataclasses.asdict(profile.model), "compression": dataclasses.asdict(profile.compression), "hardware": {**dataclasses.asdict(profile.hardware), "processes": 1},
         "batches": {"lm": profile.pretrain.batch_size, "glue": profile.finetune_glue.batch_size}, "precision": precision, "device": device(),
+        "version": 1,  # of what is measured and how
     }  # fmt: skip
-    asked["version"] = 1  # of what is measured and how
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-    kept = store.home / f"timing-{key}.json"
-    if kept.is_file():
-        return json.loads(kept.read_text())
-    done = subprocess.run([sys.executable, "-m", "kn.cost", json.dumps(asked)], capture_output=True, text=True)
+
+
+def kept(question: dict, store: Store) -> Path:
+    """Where the store keeps the answer."""
+    return store.home / f"timing-{hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]}.json"
+
+
+def timing(profile: Profile, precision: str, store: Store) -> dict:
+    """{"seconds", "flops": {kind: of a step}, "peak_bytes", "bytes": of saved models}, measured now or kept in the store from before."""
+    question = asked(profile, precision)
+    file = kept(question, store)
+    if file.is_file():
+        return json.loads(file.read_text())
+    done = subprocess.run([sys.executable, "-m", "kn.cost", json.dumps(question)], capture_output=True, text=True)
     if done.returncode:
         raise CostError(f"the timing run failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no output'}")
     found = json.loads(done.stdout.splitlines()[-1])
     if store.home.is_dir():
-        kept.write_text(json.dumps(found))
+        file.write_text(json.dumps(found))
     return found
 
 
@@ -100,7 +109,8 @@ def measure(asked: dict) -> dict:
     from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
     from . import fit
-    from .gpt2 import KroneckerSpec, compress
+    from .config import KroneckerSpec
+    from .model import compress
 
     torch.set_num_threads(1)
     model, on_gpu = Model(**asked["model"]), torch.cuda.is_available()

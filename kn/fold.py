@@ -1,9 +1,9 @@
-"""Exact narrow inference: a compressed layer whose factors run at 1/f of the width (MATH.md §3); nothing is approximated.
+"""Exact narrow inference: compressed layers that run at 1/f of the width (MATH.md §3); nothing is approximated.
 
-With f = spec.factor, B of shape (f, 1) for query, key, value and c_fc, and (1, f) for c_proj:
+A part of a block can run narrow where its B's are (f, 1) on the way in and (1, f) on the way out, at rank 1. For GPT-2:
   attention  q·k = Σ_i (s a_i + u_i) c_i + terms equal for all keys, s = b_q·b_k, u_i = Σ_j β_q[f i + j] b_k[j];
              the output projection reads value pairs only through b_v, and rows of attention sum to one, so β_v joins its bias
-  FFN        Σ_j b'_j gelu(b_j a_k + β[f k + j]) is formed before the second product: the wide activation is never multiplied
+  FFN        Σ_j b'_j g(b_j a_k + β[f k + j]) is formed before the second product: the wide activation is never multiplied
 """
 
 from __future__ import annotations
@@ -15,6 +15,24 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .kronecker import KroneckerLinear
+
+Plan = dict[str, tuple[tuple[int, int], int]]  # matrix of a block: B's shape and the rank
+ROWS = 128  # rows of FoldedActivation's work on a CPU at a time: its buffers stay in the cache
+
+
+def shared(plan: Plan, outputs: tuple[str, ...], inputs: tuple[str, ...] = ()) -> int:
+    """The factor f of a part with B (f, 1) in `outputs` and (1, f) in `inputs`; ValueError says why it cannot run narrow."""
+    for path in (*outputs, *inputs):
+        if path not in plan:
+            raise ValueError(f"fold needs a compressed {path}, this one is dense")
+        if plan[path][1] != 1:
+            rank = plan[path][1]
+            raise ValueError(f"fold needs rank 1, this model has rank {rank}: a sum of {rank} products is not narrower than the dense layer at factor {max(plan[path][0])}")
+    factor = plan[outputs[0]][0][0]
+    for path, wanted in [(path, (factor, 1)) for path in outputs] + [(path, (1, factor)) for path in inputs]:
+        if plan[path][0] != wanted:
+            raise ValueError(f"fold needs B {wanted[0]}x{wanted[1]} in {path}, this model has {plan[path][0][0]}x{plan[path][0][1]}")
+    return factor
 
 
 class FoldedActivation(nn.Module):
@@ -32,58 +50,118 @@ class FoldedActivation(nn.Module):
         return sum(parts)
 
 
-def install_narrow(transformer: nn.Module, spec) -> None:
-    """Put empty narrow layers where `spec` compresses: the module tree stays GPT-2's, heads are 1/f as wide."""
-    if spec.rank != 1:
-        raise ValueError(f"fold needs rank 1, this model has rank {spec.rank}: a sum of {spec.rank} products is not narrower than the dense layer at factor {spec.factor}")
-    for index in spec.indices(len(transformer.h)):
-        attn, mlp = transformer.h[index].attn, transformer.h[index].mlp
-        if attn.head_dim % spec.factor:
-            raise ValueError(f"fold needs heads that factor {spec.factor} divides, they are {attn.head_dim} wide")
-        width, narrow, inner = attn.embed_dim, attn.embed_dim // spec.factor, mlp.c_fc.weight.shape[-1] // spec.factor
-        dtype = attn.c_proj.weight.dtype
-        attn.head_dim, attn.split_size = attn.head_dim // spec.factor, narrow  # attn.scaling stays that of the wide heads
+class Attention:
+    """GPT-2's attention: narrow heads, half the key and value cache at factor 2."""
+
+    paths = ("attn.c_attn", "attn.c_proj")
+
+    @staticmethod
+    def factor(block: nn.Module, plan: Plan) -> int:
+        factor = shared(plan, ("attn.c_attn",))  # the output projection may be anything
+        if block.attn.head_dim % factor:
+            raise ValueError(f"fold needs heads that factor {factor} divides, they are {block.attn.head_dim} wide")
+        return factor
+
+    @staticmethod
+    def install(block: nn.Module, factor: int) -> None:
+        attn, dtype = block.attn, block.attn.c_proj.weight.dtype
+        width, narrow = attn.embed_dim, attn.embed_dim // factor
+        attn.head_dim, attn.split_size = attn.head_dim // factor, narrow  # attn.scaling stays that of the wide heads
         attn.c_attn, attn.c_proj = Conv1D(3 * narrow, width).to(dtype), Conv1D(width, narrow).to(dtype)
-        mlp.act = FoldedActivation(inner, spec.factor, mlp.act).to(dtype)
-        mlp.c_fc, mlp.c_proj = nn.Linear(width, inner, bias=False, dtype=dtype), Conv1D(width, inner).to(dtype)
 
-
-@torch.no_grad()
-def narrow_state(model: nn.Module) -> dict[str, Tensor]:
-    """State dictionary of the folded model from a compressed one; Conv1D weights are (in, out)."""
-    state, factor = dict(model.state_dict()), model.config.spec.factor
-    for index in model.config.spec.indices(model.config.n_layer):
-        block, name = model.transformer.h[index], f"transformer.h.{index}"
-        for path in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
-            for part in ("A", "B", "bias", "weight"):
-                state.pop(f"{name}.{path}.{part}", None)
+    @staticmethod
+    def state(block: nn.Module, factor: int) -> dict[str, Tensor]:
         (a_q, a_k, a_v), (b_q, b_k, b_v) = block.attn.c_attn.A, block.attn.c_attn.B[..., 0]  # (d/f, d) and (f,) each
         beta_q, _, beta_v = block.attn.c_attn.bias.chunk(3)
         u = beta_q.unflatten(0, (-1, factor)) @ b_k
-        state[f"{name}.attn.c_attn.weight"] = torch.cat([(b_q @ b_k) * a_q, a_k, a_v]).T.contiguous()
-        state[f"{name}.attn.c_attn.bias"] = torch.cat([u, torch.zeros_like(u), torch.zeros_like(u)])
         out = block.attn.c_proj
         dense = out.weight if isinstance(out, KroneckerLinear) else out.weight.T  # (d, d)
-        state[f"{name}.attn.c_proj.weight"] = (dense.unflatten(1, (-1, factor)) @ b_v).T.contiguous()
-        state[f"{name}.attn.c_proj.bias"] = out.bias + dense @ beta_v
+        return {
+            "attn.c_attn.weight": torch.cat([(b_q @ b_k) * a_q, a_k, a_v]).T.contiguous(),
+            "attn.c_attn.bias": torch.cat([u, torch.zeros_like(u), torch.zeros_like(u)]),
+            "attn.c_proj.weight": (dense.unflatten(1, (-1, factor)) @ b_v).T.contiguous(),
+            "attn.c_proj.bias": out.bias + dense @ beta_v,
+        }
+
+
+class FeedForward:
+    """GPT-2's feed-forward network: both products at 1/f of the inner width."""
+
+    paths = ("mlp.c_fc", "mlp.c_proj")
+
+    @staticmethod
+    def factor(block: nn.Module, plan: Plan) -> int:
+        return shared(plan, ("mlp.c_fc",), ("mlp.c_proj",))
+
+    @staticmethod
+    def install(block: nn.Module, factor: int) -> None:
+        mlp, dtype = block.mlp, block.mlp.c_fc.weight.dtype
+        width, inner = mlp.c_fc.weight.shape[0], mlp.c_fc.weight.shape[1] // factor
+        mlp.act = FoldedActivation(inner, factor, mlp.act).to(dtype)
+        mlp.c_fc, mlp.c_proj = nn.Linear(width, inner, bias=False, dtype=dtype), Conv1D(width, inner).to(dtype)
+
+    @staticmethod
+    def state(block: nn.Module, factor: int) -> dict[str, Tensor]:
         fc, proj = block.mlp.c_fc, block.mlp.c_proj
-        state[f"{name}.mlp.c_fc.weight"] = fc.A[0].clone()
-        state[f"{name}.mlp.act.scale"], state[f"{name}.mlp.act.weight"] = fc.B[0, :, 0].clone(), proj.B[0, 0].clone()
-        state[f"{name}.mlp.act.bias"] = fc.bias.unflatten(0, (-1, factor)).T.contiguous()
-        state[f"{name}.mlp.c_proj.weight"], state[f"{name}.mlp.c_proj.bias"] = proj.A[0].T.contiguous(), proj.bias.clone()
-    return state
+        return {
+            "mlp.c_fc.weight": fc.A[0].clone(),
+            "mlp.act.scale": fc.B[0, :, 0].clone(),
+            "mlp.act.weight": proj.B[0, 0].clone(),
+            "mlp.act.bias": fc.bias.unflatten(0, (-1, factor)).T.contiguous(),
+            "mlp.c_proj.weight": proj.A[0].T.contiguous(),
+            "mlp.c_proj.bias": proj.bias.clone(),
+        }
 
 
-def fold(model: nn.Module):
+def foldable(blocks: nn.ModuleList, plan: Plan, parts: tuple) -> list[tuple[int, type, int]]:
+    """(layer, part, factor) of all that can run narrow; ValueError, with the first reason, where nothing can."""
+    found, reasons = [], []
+    for index in sorted({int(name.partition(".")[0]) for name in plan}):
+        of_block = {name.partition(".")[2]: value for name, value in plan.items() if name.startswith(f"{index}.")}
+        for part in parts:
+            try:
+                found.append((index, part, part.factor(blocks[index], of_block)))
+            except ValueError as reason:
+                reasons.append(reason)
+    if not found:
+        if not reasons:
+            raise ValueError("fold needs compressed layers, this model has none")
+        raise min(reasons, key=lambda reason: "this one is dense" in str(reason))  # whoever left a matrix dense knows it
+    return found
+
+
+def install_narrow(blocks: nn.ModuleList, plan: Plan, parts: tuple) -> set[str]:
+    """Put empty narrow layers into blocks that are still dense, and return what they replace; the module tree stays the same."""
+    replaced = set()
+    for index, part, factor in foldable(blocks, plan, parts):
+        part.install(blocks[index], factor)
+        replaced |= {f"{index}.{path}" for path in part.paths}
+    return replaced
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
     """A model of the same class and logits (rounding aside) for inference: half the work and KV cache in compressed layers at factor 2.
 
-    Raises ValueError for a folded model, rank > 1, or heads that the factor does not divide.
+    What cannot run narrow exactly stays as it is. Raises ValueError for a folded model and where nothing can.
     """
     if model.config.folded:
         raise ValueError("this model is folded already")
+    base = model.base_model
+    blocks = base.get_submodule(model.blocks)
+    where = f"{model.blocks}." if base is model else f"{model.base_model_prefix}.{model.blocks}."
+    plan = model.plan(len(blocks))
+    state = dict(model.state_dict())
+    for index, part, factor in foldable(blocks, plan, model.narrow):
+        prefix = f"{where}{index}."
+        replaced = tuple(f"{prefix}{path}." for path in part.paths)
+        state = {name: value for name, value in state.items() if not name.startswith(replaced)}
+        state |= {prefix + name: value for name, value in part.state(blocks[index], factor).items()}
     config = copy.deepcopy(model.config)
     config.folded = True
     with torch.device(model.device):
         narrow = type(model)(config).to(model.dtype)
-    narrow.load_state_dict(narrow_state(model))
+    narrow.load_state_dict(state)
+    if model.can_generate():
+        narrow.generation_config = model.generation_config
     return narrow.eval()

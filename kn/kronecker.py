@@ -201,3 +201,27 @@ class KroneckerEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, A {self.A.shape[0]}x{self.A.shape[1]}, B 1x{self.factor}"
+
+
+class KroneckerHead(nn.Module):
+    """Output head that is an embedding's table W_E = A ⊗ B once more: hidden (…, d) → logits (…, num_embeddings), the factors shared.
+
+    The hidden state is contracted with B first, so it costs 1/factor of the dense head.
+    """
+
+    bias = None
+
+    def __init__(self, embedding: KroneckerEmbedding):
+        super().__init__()
+        self.A, self.B = embedding.A, embedding.B
+
+    @property
+    def weight(self) -> Tensor:
+        """Dense (num_embeddings, d); a reference, never used by forward."""
+        return kronecker_sum(self.A[None], self.B[None])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden.unflatten(-1, (self.A.shape[1], -1)) @ self.B[0], self.A)
+
+    def extra_repr(self) -> str:
+        return f"{self.A.shape[1] * self.B.shape[1]} -> {self.A.shape[0]}, A and B of the embedding"

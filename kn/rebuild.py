@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from . import corpora, evaluate, profiles
-from .gpt2 import count_parameters
+from .model import count_parameters
 from .store import Store, cpu_name, environment, file_sha256
 
 

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, logging, set_seed
 
 from . import corpora, evaluate, glue, profiles, real, shortcuts
+from .config import KnGPT2Config, KroneckerSpec
 from .distill import Distillation
 from .fit import TokenRows, distillation_of, lm_collate, run_trainer
-from .gpt2 import KnGPT2Config, KnGPT2ForSequenceClassification, KnGPT2LMHeadModel, KroneckerSpec, compress, count_parameters
+from .gpt2 import KnGPT2ForSequenceClassification, KnGPT2LMHeadModel
+from .model import compress, count_parameters
 from .store import Stage, Store, device_name
 
 WINDOWS = 256  # of `context` tokens: enough to choose recipes by, and quick

@@ -1,6 +1,7 @@
 """Shared fixtures: tiny models, and the order of the suite (fast files first, the mini run last)."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -27,6 +28,21 @@ def rehearsal_mirror(tmp_path_factory):
     import rehearsal
 
     return rehearsal.build(SHARED, tmp_path_factory.mktemp("rehearsal") / "mirror", tiny=True)
+
+
+TIMED = {
+    "seconds": {"lm": 2.0, "lm_ilkd": 3.0, "glue": 1.0, "glue_ilkd": 2.0}, "flops": {"lm": 1e12, "lm_ilkd": 1.5e12, "glue": 1e12, "glue_ilkd": 1e12},
+    "tokens": {"lm": 2000, "lm_ilkd": 2400, "glue": 500, "glue_ilkd": 600}, "bytes": {"teacher": 5e8, "student": 4.9e8, "baseline": 3.3e8}, "tokenized": 1e6, "peak_bytes": 7e9, "device": "a machine",
+}  # fmt: skip
+
+
+def known_speed(home, profile):
+    """Put a timing run's answer into the store, where a test is not about it: at the paper's size it takes a minute."""
+    from kn import cost, stages
+    from kn.store import Store
+
+    store = Store(home / "store").open()
+    cost.kept(cost.asked(profile, stages.precision(profile.device)), store).write_text(json.dumps(TIMED))
 
 
 BESIDE = []  # the process that begins mini's stages

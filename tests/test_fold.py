@@ -29,7 +29,20 @@ def logits(model, **inputs):
         return model(**({"input_ids": IDS} | inputs)).logits
 
 
-@pytest.mark.parametrize("fields", [{}, {"layers": "all"}, {"layers": (0, 3)}, {"out_proj": False}, {"embedding": False}, {"factor": 4, "layers": "all"}, {"layers": "even", "scale": "unit_b"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"layers": "all"},
+        {"layers": (0, 3)},
+        {"out_proj": False},
+        {"embedding": False},
+        {"factor": 4, "layers": "all"},
+        {"layers": "even", "scale": "unit_b"},
+        {"head": "tied"},
+        {"embedding_factor": 4},
+    ],
+)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_logits_are_equal_in_float64(fields, attention):
     model = student(**fields)
@@ -121,7 +134,20 @@ def test_what_cannot_be_folded_is_refused():
     with pytest.raises(ValueError, match=r"^to_dense needs the model before fold\(\)"):
         student().fold().to_dense()
     with pytest.raises(ValueError, match="^fold needs heads that factor 16 divides, they are 8 wide$"):
-        student(factor=16).fold()
+        student(factor=16, shapes={"mlp.*": None}).fold()
+    with pytest.raises(ValueError, match="^fold needs B 2x1 in mlp.c_fc, this model has 2x2$"):
+        student(shapes={"mlp.c_fc": (2, 2), "attn.*": None}).fold()
+    with pytest.raises(ValueError, match="^fold needs compressed layers, this model has none$"):
+        student(layers=()).fold()
+
+
+@pytest.mark.parametrize("fields", [{"factor": 16}, {"shapes": {"mlp.*": (2, 2)}}, {"ranks": {"attn.c_attn": 2}}, {"shapes": {"mlp.c_proj": None, "3.attn.c_proj": (2, 2)}}], ids=str)
+def test_what_can_be_folded_is_and_the_rest_stays(fields):
+    """Heads of 8 do not divide by 16, a 2x2 B mixes pairs, two terms are as wide as the dense layer: then the other half of the block runs narrow."""
+    model = student(**fields)
+    narrow = model.fold()
+    assert (logits(narrow) - logits(model)).abs().max() < 1e-12 * logits(model).abs().max()
+    assert narrow.state_dict().keys() != model.state_dict().keys()
 
 
 def test_the_paper_s_size_folds():

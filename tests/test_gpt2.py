@@ -1,11 +1,8 @@
 """The compressed model: sizes, what is compressed, saving and loading, and the way back to a stock GPT-2."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT, tiny_gpt2
+from conftest import tiny_gpt2
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from kn import KnGPT2Config, KnGPT2ForSequenceClassification, KnGPT2LMHeadModel, KroneckerEmbedding, KroneckerLinear, KroneckerSpec, compress, count_parameters, nearest_kronecker
@@ -67,19 +64,6 @@ def test_head_is_dense_untied_and_cloned():
     assert "lm_head.weight" in student.state_dict() and student.config.tie_word_embeddings is False
 
 
-@pytest.mark.parametrize("labels", [0, 3])
-def test_save_and_load_in_a_fresh_process(tmp_path, labels):
-    student = compress(tiny_gpt2(labels))
-    student.save_pretrained(tmp_path)
-    torch.save(student(IDS).logits.detach(), tmp_path / "logits.pt")
-    name = type(student).__name__
-    logits = f"torch.load({str(tmp_path / 'logits.pt')!r}, weights_only=True)"
-    code = f"import torch, kn; m = kn.{name}.from_pretrained({str(tmp_path)!r}).eval(); print(torch.equal(m(torch.tensor({IDS.tolist()})).logits, {logits}))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert result.stdout.strip().endswith("True"), result.stderr[-500:]
-    assert sorted(p.suffix for p in tmp_path.glob("model*")) == [".safetensors"]
-
-
 def test_a_language_model_becomes_a_classifier(tmp_path):
     student = compress(tiny_gpt2())
     student.save_pretrained(tmp_path)
@@ -89,7 +73,7 @@ def test_a_language_model_becomes_a_classifier(tmp_path):
 
 
 def test_errors_say_what_is_allowed():
-    with pytest.raises(TypeError, match="compress takes GPT2LMHeadModel or GPT2ForSequenceClassification, got Linear"):
+    with pytest.raises(TypeError, match=r"^compress takes a GPT-2 or Llama model \(GPT2LMHeadModel, .*\), got Linear$"):
         compress(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="layer 9 does not exist: the model has layers 0 to 3"):
         compress(tiny_gpt2(), KroneckerSpec(layers=(9,)))

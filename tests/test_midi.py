@@ -7,7 +7,7 @@ import sys
 
 import pandas
 import pytest
-from conftest import ROOT
+from conftest import ROOT, known_speed
 
 from kn import corpora, profiles, rebuild
 
@@ -32,6 +32,7 @@ def start(home, carried, *more):
 
 
 def test_midi_trains_its_models_and_fills_its_tables(tmp_path, carried):
+    known_speed(tmp_path, profiles.load("midi", tuple(CUT)))
     result = start(tmp_path, carried, "--only", "3,4")
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
     tables = {n: pandas.read_csv(tmp_path / "reports" / "midi" / f"table{n}.csv", dtype=str, keep_default_na=False) for n in (3, 4)}

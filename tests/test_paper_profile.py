@@ -11,9 +11,9 @@ import zipfile
 
 import pandas
 import pytest
-from conftest import ROOT
+from conftest import ROOT, known_speed
 
-from kn import glue
+from kn import glue, profiles
 
 CUT = [
     "text.sample=0.3", "text.web_shares=0.2,0.2", "text.limit=4", "glue.limit=40", "pretrain.max_steps=2", "ablation.max_steps=2",
@@ -25,6 +25,7 @@ CUT = [
 def run(tmp_path_factory, rehearsal_mirror):
     """Tables 4 and 6: every kind of stage but the ablation's arms."""
     home = tmp_path_factory.mktemp("paper")
+    known_speed(home, profiles.load("paper", tuple(CUT)))
     variables = {**os.environ, "KN_MIRROR": str(rehearsal_mirror), "KN_HOME": str(home / "store"), "KN_REPORTS": str(home / "reports"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     start(home, variables, "4,6")
     return home, variables

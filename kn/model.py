@@ -1,0 +1,172 @@
+"""Any transformer with Kronecker products for weights: what KnGPT2 (gpt2.py) and KnLlama (llama.py) share, and `compress`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+
+from . import card
+from .config import KroneckerSpec
+from .fold import fold, install_narrow
+from .kronecker import KroneckerEmbedding, KroneckerHead, KroneckerLinear
+
+FAMILIES = {"gpt2": "gpt2", "llama": "llama"}  # model_type of a teacher: the file of kn with its STUDENTS
+FACTORED = (KroneckerLinear, KroneckerEmbedding, KroneckerHead)
+
+
+class KroneckerModel:
+    """Mixin before a transformers model class: builds the factors from the configuration, initialises, resizes, folds, goes back to dense.
+
+    A family sets blocks and table (module paths in its base model), matrices {path in a block: (side that shares an entry
+    of A, stacked parts)}, out_proj (the one that spec.out_proj switches), narrow (what fold.py may fold) and dense_class.
+    """
+
+    blocks: str
+    table: str
+    matrices: dict[str, tuple[str, int]]
+    out_proj: str
+    narrow: tuple = ()
+    dense_class: type[nn.Module]
+
+    def post_init(self):
+        base = self.base_model
+        if base is self or not isinstance(base, KroneckerModel):  # else it has done so itself
+            self._install(base, self.config.spec)
+        if self.config.spec.head == "tied" and hasattr(self, "lm_head"):
+            self.lm_head = KroneckerHead(base.get_submodule(self.table))
+        super().post_init()  # transformers ties and initialises here, at the end of its __init__
+
+    def _install(self, base: nn.Module, spec: KroneckerSpec) -> None:
+        """Replace the chosen layers and the token embedding by empty Kronecker (or narrow) ones, in place."""
+        blocks = base.get_submodule(self.blocks)
+        plan = self.plan(len(blocks))
+        narrow = install_narrow(blocks, plan, self.narrow) if self.config.folded else set()
+        for name, (b_shape, rank) in plan.items():
+            if name in narrow:
+                continue
+            index, _, path = name.partition(".")
+            dense = blocks[int(index)].get_submodule(path)
+            n, m = dense.weight.shape if _conv1d(dense) else dense.weight.shape[::-1]
+            try:
+                layer = KroneckerLinear(n, m, b_shape, rank, dense.bias is not None, self.matrices[path][1])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            blocks[int(index)].set_submodule(path, layer.to(dense.weight.dtype))
+        if spec.embedding:
+            table = base.get_submodule(self.table)
+            embedding = KroneckerEmbedding(table.num_embeddings, table.embedding_dim, spec.embedding_factor or spec.factor)
+            base.set_submodule(self.table, embedding.to(table.weight.dtype))
+
+    def plan(self, layers: int) -> dict[str, tuple[tuple[int, int], int]]:
+        """{"layer.matrix": (B's shape, rank)} of all that the configuration compresses in blocks."""
+        return self.config.spec.plan(layers, {path: side for path, (side, _) in self.matrices.items()}, self.out_proj)
+
+    def _init_weights(self, module):
+        if isinstance(module, (KroneckerLinear, KroneckerEmbedding)):
+            module.reset_parameters(self.config.initializer_range)
+        elif not isinstance(module, KroneckerHead) and not isinstance(getattr(module, "c_proj", None), KroneckerLinear):
+            super()._init_weights(module)
+
+    def _get_resized_embeddings(self, old_embeddings, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        if not isinstance(old_embeddings, KroneckerEmbedding):
+            return super()._get_resized_embeddings(old_embeddings, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        rows = nn.Embedding.from_pretrained(old_embeddings.A.detach(), freeze=False)  # a token is a row of A: resized as any table
+        rows = super()._get_resized_embeddings(rows, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        old_embeddings.A, old_embeddings.num_embeddings = nn.Parameter(rows.weight.detach()), rows.num_embeddings
+        return old_embeddings
+
+    def _get_resized_lm_head(self, old_lm_head, new_num_tokens=None, transposed=False, mean_resizing=True):
+        if isinstance(old_lm_head, KroneckerHead):
+            return KroneckerHead(self.base_model.get_submodule(self.table))  # the embedding has been resized
+        return super()._get_resized_lm_head(old_lm_head, new_num_tokens, transposed, mean_resizing)
+
+    def fold(self):
+        """The same function for inference, exactly narrower in its compressed layers: see fold.py."""
+        return fold(self)
+
+    def to_dense(self):
+        """A stock transformers model (float rounding aside) with equal logits; ValueError for a folded model."""
+        if self.config.folded:
+            raise ValueError("to_dense needs the model before fold(): narrow layers cannot be widened again")
+        own = ("kronecker", "folded", "provenance", "model_type", "architectures")
+        fields = {k: v for k, v in self.config.to_dict().items() if k not in own}
+        config = self.dense_class.config_class(**fields)
+        config._attn_implementation = self.config._attn_implementation
+        with torch.device(self.device):
+            dense = self.dense_class(config).to(self.dtype)
+        dense.load_state_dict(dense_state(self, dense))
+        if self.can_generate():
+            dense.generation_config = self.generation_config
+        return dense.train(self.training)
+
+    def save_pretrained(self, save_directory, *args, tokenizer=None, evaluation: dict[str, object] | None = None, **kwargs):
+        """As transformers' own, and a model card; `tokenizer` is saved beside, `evaluation` {what: value} becomes the card's table."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(save_directory)
+        card.write(self, save_directory, count_parameters(self), evaluation)
+
+
+def _conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # transformers' layer with an in×out weight
+
+
+def dense_state(model: KroneckerModel, dense: nn.Module) -> dict[str, Tensor]:
+    """State dictionary for `dense`, every Kronecker layer multiplied out to its layout (Conv1D is in×out)."""
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, FACTORED):
+            del state[f"{name}.A"], state[f"{name}.B"]
+            weight = module.weight.detach()
+            state[f"{name}.weight"] = (weight.T if _conv1d(dense.get_submodule(name)) else weight).contiguous()
+    return state
+
+
+def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibration=None) -> KroneckerModel:
+    """The compressed model of a GPT-2 or Llama (language model, sequence classifier or neither), started from the nearest Kronecker products.
+
+    The output head stays dense, a clone of the teacher's and no longer tied to the embedding, unless spec.head is "tied".
+    `calibration` is for init="aligned". Raises TypeError for other model classes and ValueError for specs the model cannot take.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    students = import_module(f".{FAMILIES[kind]}", __package__).STUDENTS if kind in FAMILIES else {}
+    if type(model) not in students:
+        raise TypeError(f"compress takes a GPT-2 or Llama model (GPT2LMHeadModel, GPT2ForSequenceClassification, LlamaForCausalLM, …), got {type(model).__name__}")
+    if spec.init != "svd":
+        raise ValueError(f"init {spec.init!r} is unknown: allowed is 'svd'")
+    head = model.get_output_embeddings()
+    if spec.head == "tied" and head is not None and head.weight is not model.get_input_embeddings().weight:
+        raise ValueError("head 'tied' needs a teacher whose head is its embedding: this one's is a matrix of its own, so take head='dense'")
+    student_class = students[type(model)]
+    fields = {k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "architectures", "tie_word_embeddings")}
+    config = student_class.config_class(**fields, kronecker=asdict(spec), provenance=card.provenance(model))
+    config._attn_implementation = model.config._attn_implementation
+    with torch.device(model.device):
+        student = student_class(config).to(model.dtype)
+    state = {k: v.clone() for k, v in model.state_dict().items()}  # a tied head appears here under its own name
+    factored = {name: module for name, module in student.named_modules() if isinstance(module, FACTORED)}
+    for name, module in factored.items():
+        weight = state.pop(f"{name}.weight")
+        if isinstance(module, KroneckerLinear):
+            module.approximate(weight.T if _conv1d(model.get_submodule(name)) else weight, spec.scale)
+        elif isinstance(module, KroneckerEmbedding):
+            module.approximate(weight, spec.scale)
+    missing, unexpected = student.load_state_dict(state, strict=False)
+    left = [k for k in missing if k.rpartition(".")[0] not in factored]
+    if left or unexpected:
+        raise ValueError(f"the teacher's weights do not fit: missing {left[:3]}, unexpected {unexpected[:3]}")
+    if student.can_generate():
+        student.generation_config = model.generation_config
+    return student.train(model.training)
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """{"total", "without_head"}: a tied head counts once; `without_head` leaves out an untied output head (Table 3)."""
+    total = sum(p.numel() for p in model.parameters())
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    table = {id(p) for p in model.get_input_embeddings().parameters()}
+    own = 0 if head is None else sum(p.numel() for p in head.parameters() if id(p) not in table)
+    return {"total": total, "without_head": total - own}
