@@ -26,7 +26,7 @@ def provenance(teacher) -> dict[str, str | int]:
 
 def plain(value: object) -> str:
     """A value as text that can neither start markup nor end a table's cell."""
-    return re.sub(r"[^\w .,:;+/()=%@×-]", " ", str(value)).strip()[:200]
+    return " ".join(re.sub(r"[^\w .,:;+/()=%@×-]", " ", str(value)).split())[:200]
 
 
 def table(head: tuple[str, ...], rows: list[tuple]) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from . import pairs
+
 GRAM_LIMIT = 64  # up to this many columns of the rearranged matrix its Gram matrix is cheaper than an SVD
 
 # On a CPU a layer of at most this many weights multiplies A ⊗ B out first: the expansion to every token costs more than
@@ -17,6 +19,11 @@ GRAM_LIMIT = 64  # up to this many columns of the rearranged matrix its Gram mat
 # 128→512, B 2x1: 432 tokens 1,437 / 3,654, 4,096 tokens 10,127 / 33,632; 512→128, B 1x2: 1,688 / 2,814 and 10,437 / 17,390.
 # 768→3072, B 2x1: 256 tokens 43,968 / 21,252, 1,024 tokens 92,029 / 77,446: never built. Other devices: not measured, never built.
 BUILD_LIMIT = 2**17
+
+# Up to this many elements of the wide activation autograd's own nodes cost less than fewer passes save. Forward and backward, two
+# threads, times nn.Linear, autograd / by hand (pairs.py): 768→768, 1 row 1.06 / 0.70, 16 rows 1.24 / 0.83, 64 rows 1.23 / 1.06;
+# 768→3072, 64 rows 1.4 / 1.5, 1,024 rows 1.44 / 1.75.
+HAND_LIMIT = 2**16
 
 
 def _factor_shapes(shape: tuple[int, int], b_shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -144,9 +151,14 @@ class KroneckerLinear(nn.Module):
         if x.device.type == "cpu" and self.in_features * self.out_features <= BUILD_LIMIT:
             factors = self.A.unflatten(0, (self.parts, -1)), self.B.unflatten(0, (self.parts, -1))  # (parts, rank, m1, n1), (parts, rank, m2, n2)
             return nn.functional.linear(x, torch.einsum("prik,prjl->pijkl", *factors).reshape(self.out_features, self.in_features), self.bias)
-        if n2 == 1 and self.rank == 1:  # pairs of outputs: one product for all parts, then y[m2·i + j] = b_j a_i
-            a = nn.functional.linear(x, self.A.flatten(0, 1))  # (…, parts·m1)
-            a = a.unflatten(-1, (self.parts, -1, 1))
+        wide = x.numel() // self.in_features * max(self.in_features, self.out_features)
+        if self.rank == 1 and wide > HAND_LIMIT and not torch.compiler.is_compiling():  # a compiler fuses the passes itself
+            if n2 == 1:
+                return pairs.shared_outputs(x, self.A, self.B[..., 0], self.bias)
+            if m2 == 1 and self.parts == 1:
+                return pairs.shared_inputs(x, self.A[0], self.B[0], self.bias)
+        if n2 == 1 and self.rank == 1:  # one product for all parts, then y[m2·i + j] = b_j a_i
+            a = nn.functional.linear(x, self.A.flatten(0, 1)).unflatten(-1, (self.parts, -1, 1))  # (…, parts, m1, 1)
             y = (a * self.B.to(a.dtype).view(self.parts, 1, m2)).flatten(-3)
         else:
             groups = zip(self.A.split(self.rank), self.B.split(self.rank), strict=True)

@@ -37,6 +37,8 @@ class KroneckerModel:
             self._install(base, self.config.spec)
         if self.config.spec.head == "tied" and hasattr(self, "lm_head"):
             self.lm_head = KroneckerHead(base.get_submodule(self.table))
+        if self.can_generate():
+            self.loss_type = "ForCausalLM"  # transformers reads it off the class name, finds nothing in GPT2LMHeadModel's, and its warning breaks torch.compile's graph
         super().post_init()  # transformers ties and initialises here, at the end of its __init__
 
     def _install(self, base: nn.Module, spec: KroneckerSpec) -> None:

@@ -114,7 +114,7 @@ def test_parameters_halve_in_compressed_layers():
     model = student(layers="all")
     attn, mlp = model.fold().transformer.h[1].attn, model.fold().transformer.h[1].mlp
     assert attn.c_attn.weight.shape == (16, 24) and attn.c_proj.weight.shape == (8, 16)
-    assert mlp.c_fc.weight.shape == (32, 16) and mlp.c_proj.weight.shape == (32, 16)
+    assert mlp.c_fc.weight.shape == (16, 32) and mlp.c_proj.weight.shape == (32, 16)
 
 
 def test_saved_and_loaded_in_a_fresh_process(tmp_path):
