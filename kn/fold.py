@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from .kronecker import KroneckerLinear
 
 Plan = dict[str, tuple[tuple[int, int], int]]  # matrix of a block: B's shape and the rank
-# Rows of FoldedActivation's work on a CPU at a time, so that its buffers stay in the cache. 768→3072→768, 1,024 rows, two threads,
+# Rows of an activation's work on a CPU at a time, so that its buffers stay in the cache. 768→3072→768, 1,024 rows, two threads,
 # float32, times the dense network: 1.60 all at once, 1.75-1.84 with 64, 1.92 with 128, 1.97 with 256 rows; the products alone 2.3.
 ROWS = 256
 
@@ -38,6 +38,17 @@ def shared(plan: Plan, outputs: tuple[str, ...], inputs: tuple[str, ...] = ()) -
     return factor
 
 
+def in_parts(function, *inputs: Tensor) -> Tensor:
+    """function(*inputs, out) for inputs and output of one shape, on a CPU some rows at a time where no gradient is wanted."""
+    first = inputs[0]
+    if first.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or first.numel() <= ROWS * first.shape[-1]:
+        return function(*inputs)
+    result = torch.empty_like(first, memory_format=torch.contiguous_format)
+    for parts in zip(*(t.flatten(0, -2).split(ROWS) for t in (*inputs, result)), strict=True):
+        function(*parts)
+    return result
+
+
 class FoldedActivation(nn.Module):
     """z_k = Σ_j c_j g(b_j a_k + β_jk) from its first term's argument t = b_0 a + β_0, for t (…, width) → z (…, width).
 
@@ -53,12 +64,7 @@ class FoldedActivation(nn.Module):
         self.bias = nn.Parameter(torch.zeros(factor - 1, width))  # γ
 
     def forward(self, t: Tensor) -> Tensor:
-        if t.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or t.numel() <= ROWS * t.shape[-1]:
-            return self.mix(t)
-        z = torch.empty_like(t, memory_format=torch.contiguous_format)
-        for part, out in zip(t.flatten(0, -2).split(ROWS), z.flatten(0, -2).split(ROWS), strict=True):
-            self.mix(part, out)
-        return z
+        return in_parts(self.mix, t)
 
     def mix(self, t: Tensor, out: Tensor | None = None) -> Tensor:
         z = torch.mul(self.activation(t), self.weight[0], out=out)

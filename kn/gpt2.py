@@ -16,7 +16,7 @@ class _KnGPT2(KroneckerModel):
     matrices = {"attn.c_attn": ("outputs", 3), "attn.c_proj": ("inputs", 1), "mlp.c_fc": ("outputs", 1), "mlp.c_proj": ("inputs", 1)}
     out_proj = "attn.c_proj"
     narrow = (Attention, FeedForward)
-    _tied_weights_keys = {}
+    _tied_weights_keys = {}  # a dense head is a clone; model.py ties a Kronecker one
 
 
 class KnGPT2Model(_KnGPT2, GPT2Model):
@@ -29,7 +29,6 @@ class KnGPT2LMHeadModel(_KnGPT2, GPT2LMHeadModel):
     """Language model; logits (batch, length, vocabulary). The head is dense (Table 3's footnote) unless spec.head is "tied"."""
 
     dense_class = GPT2LMHeadModel
-    _tied_weights_keys = {"lm_head.A": "transformer.wte.A", "lm_head.B": "transformer.wte.B"}
 
 
 class KnGPT2ForSequenceClassification(_KnGPT2, GPT2ForSequenceClassification):

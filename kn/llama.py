@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, eager_attention_forward
 
 from .config import KnLlamaConfig
-from .fold import shared
+from .fold import in_parts, shared
 from .model import KroneckerModel
 
 GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -32,8 +32,11 @@ class NarrowValues(LlamaAttention):
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        width = v.shape[-1]
+        if self.config._attn_implementation != "eager":  # fused attention wants values as wide as queries; the zeros cost less than the unfused way
+            v = nn.functional.pad(v, (0, self.head_dim - width))
         mixed, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
-        return self.o_proj(mixed.reshape(*lead, -1)), weights
+        return self.o_proj(mixed[..., :width].reshape(*lead, -1)), weights
 
 
 class Values:
@@ -83,11 +86,17 @@ class NarrowGatedFeedForward(nn.Module):
         self.gate_bias, self.up_bias = (nn.Parameter(torch.zeros(factor, inner, dtype=dtype)) if biased else None for _ in range(2))  # β and c·β'
 
     def forward(self, x: Tensor) -> Tensor:
-        a, e, z = self.gate_proj(x), self.up_proj(x), 0
+        return self.down_proj(in_parts(self.mix, self.gate_proj(x), self.up_proj(x)))
+
+    def mix(self, a: Tensor, e: Tensor, out: Tensor | None = None) -> Tensor:
+        z = None
         for j in range(self.factor):
-            gate = self.act_fn(a * self.gate_scale[j] if self.gate_bias is None else torch.addcmul(self.gate_bias[j], a, self.gate_scale[j]))
-            z = z + gate * (self.weight[j] if self.up_bias is None else torch.addcmul(self.up_bias[j], e, self.weight[j]))
-        return self.down_proj(z * e if self.up_bias is None else z)
+            if self.gate_bias is None:
+                gate, value = self.act_fn(a * self.gate_scale[j]), self.weight[j]
+            else:
+                gate, value = self.act_fn(torch.addcmul(self.gate_bias[j], a, self.gate_scale[j])), torch.addcmul(self.up_bias[j], e, self.weight[j])
+            z = torch.mul(gate, value, out=out) if z is None else torch.addcmul(z, gate, value, out=out)
+        return torch.mul(z, e, out=out) if self.up_bias is None else z
 
 
 class GatedFeedForward:
@@ -129,7 +138,7 @@ class _KnLlama(KroneckerModel):
     }  # fmt: skip
     out_proj = "self_attn.o_proj"
     narrow = (Values, GatedFeedForward)
-    _tied_weights_keys = {}
+    _tied_weights_keys = {}  # a dense head is a clone; model.py ties a Kronecker one
 
 
 class KnLlamaModel(_KnLlama, LlamaModel):
@@ -142,7 +151,6 @@ class KnLlamaForCausalLM(_KnLlama, LlamaForCausalLM):
     """Language model; logits (batch, length, vocabulary)."""
 
     dense_class = LlamaForCausalLM
-    _tied_weights_keys = {"lm_head.A": "model.embed_tokens.A", "lm_head.B": "model.embed_tokens.B"}
 
 
 class KnLlamaForSequenceClassification(_KnLlama, LlamaForSequenceClassification):

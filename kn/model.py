@@ -37,6 +37,10 @@ class KroneckerModel:
             self._install(base, self.config.spec)
         if self.config.spec.head == "tied" and hasattr(self, "lm_head"):
             self.lm_head = KroneckerHead(base.get_submodule(self.table))
+            for name, factor in list(self.lm_head.named_parameters()):  # transformers shares them below; while it loads they must be apart, or it takes the missing for loaded
+                setattr(self.lm_head, name, nn.Parameter(torch.empty_like(factor)))
+            path = f"{self.base_model_prefix}.{self.table}"
+            self._tied_weights_keys = {"lm_head.A": f"{path}.A", "lm_head.B": f"{path}.B"}
         if self.can_generate():
             self.loss_type = "ForCausalLM"  # transformers reads it off the class name, finds nothing in GPT2LMHeadModel's, and its warning breaks torch.compile's graph
         super().post_init()  # transformers ties and initialises here, at the end of its __init__
