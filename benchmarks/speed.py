@@ -183,6 +183,23 @@ class Bench:
         return times
 
 
+def operations(bench: Bench, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Which operation takes the time of the feed-forward block: milliseconds of each kind by torch's profiler, {kind: {variant: of each call}}."""
+    kinds = {"aten::addmm": "products", "aten::mm": "products", "aten::addmv_": "products", "aten::bmm": "products", "aten::gelu": "gelu"}
+    found: dict[str, dict[str, list[float]]] = {kind: {} for kind in ("products", "gelu", "the rest")}
+    for variant, call in bench.blocks(1024)["ffn block"].items():
+        call()
+        for _ in range(repeats):
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                call()
+            sums = dict.fromkeys(found, 0.0)
+            for event in profile.key_averages():
+                sums[kinds.get(event.key, "the rest")] += event.self_cpu_time_total / 1000
+            for kind, value in sums.items():
+                found[kind].setdefault(variant, []).append(value)
+    return found
+
+
 def resident() -> float:
     """Most megabytes this process has held since the mark was last set."""
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")) / 1e3
@@ -261,6 +278,10 @@ def main() -> None:
                     times = bench.measure(variants, max(3, repeats))
                     for variant, seconds in times.items():
                         add(group, case, variant, dtype, "ms", [1000 * s for s in seconds], statistics.median(a / b for a, b in zip(times["dense"], seconds, strict=True)))
+        if options.device == "cpu" and dtype == "float32" and options.only in "ffn block, operations":
+            for kind, values in operations(bench, options.repeats).items():
+                for variant, milliseconds in values.items():
+                    add("ffn block, operations", kind, variant, dtype, "ms", milliseconds, statistics.median(values["dense"]) / statistics.median(milliseconds))
     if not options.only or options.only in "footprint":
         dense = {}
         for variant in ("dense", "DistilGPT2's shape", "kronecker", "folded", "tied head, folded", "every layer, folded"):

@@ -183,8 +183,10 @@ class DistillTrainer(Trainer):
         self.distillation, self.sums, self.count = distillation, {}, 0
         self.model_accepts_loss_kwargs = False  # every loss here is a mean over the batch
         if distillation.method == "ilkd" and not distillation.alphas[3] and not distillation.logit_term:
+            used = {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}  # a tied head's are the embedding's
             for unused in (getattr(self.model, "lm_head", None) or self.model.score, self.model.transformer.ln_f):  # no term reaches them; several processes would wait for their gradients
-                unused.requires_grad_(False)
+                for parameter in unused.parameters():
+                    parameter.requires_grad_(id(parameter) in used)
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
 
     def floating_point_ops(self, inputs):

@@ -48,6 +48,31 @@ def figure(number: int, frame: pandas.DataFrame, records: list[dict]) -> matplot
     return plot
 
 
+def speed(frame: pandas.DataFrame) -> matplotlib.figure.Figure:
+    """What benchmarks/speed.py measured, as times the dense layer or model: single layers left, blocks and models right."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    timed = frame[(frame["unit"] == "ms") & (frame["dtype"] == frame["dtype"].iloc[0]) & (frame["variant"] != "dense")]
+    single = timed["group"].str.startswith("layer, forward and backward, 1024")
+    sides = [(timed[single], "one layer, 1,024 rows, forward and backward"), (timed[timed["group"].str.startswith(("block", "model"))], "blocks of 1,024 rows and whole models")]
+    with matplotlib.rc_context(LOOK):
+        plot = Figure(figsize=(9, 6), layout="constrained")
+        for axis, (part, title) in zip(plot.subplots(1, 2), sides, strict=True):
+            cases, variants = list(dict.fromkeys(part["case"])), list(dict.fromkeys(part["variant"]))
+            height = 0.84 / max(1, len(variants))
+            for at, variant in enumerate(variants):
+                lines = part[part["variant"] == variant].drop_duplicates("case").set_index("case").reindex(cases)
+                places = [-place - (at - (len(variants) - 1) / 2) * height for place in range(len(cases))]
+                axis.barh(places, lines["ratio"].astype(float).fillna(0), 0.9 * height, color=PALETTE[at % len(PALETTE)], label=variant)
+            axis.axvline(1, color=INK, lw=1)
+            axis.set_yticks([-place for place in range(len(cases))], [case.replace(", no head", "\nno head") for case in cases])
+            axis.set(xlabel="times as fast as dense", title=title)
+            axis.title.set_fontsize(9)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), ncols=2, fontsize=8)
+    return plot
+
+
 def _draw(number: int, frame: pandas.DataFrame, records: list[dict], axes: list) -> None:
     if number == 1:
         counts = frame[frame["metric"] == "count"]

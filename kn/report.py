@@ -32,6 +32,7 @@ __all__ = [
     "COLUMNS", "average", "compare", "fixed", "informative", "interval", "plot", "show", "table", "trends", "write_index", "write_table",
 ]  # fmt: skip
 
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"  # speed-<device>.csv, shown on the index page
 FAR_WORSE = 2.0  # ratio of perplexities from which the SVD start counts as far worse than the teacher
 FIXED = ["shape", "count", "hyper-parameter", "parameters without the output embedding", "parameters", "steps"]  # metrics that no processor changes
 
@@ -142,6 +143,8 @@ def write_table(number: int, records: list[dict], profile: str, folder: str | os
 
 def write_index(records: list[dict], profile: str, folder: str | os.PathLike) -> Path:
     """Writes index.html (trends, all tables, plots), records.html and trends.csv into a folder and returns the index's path."""
+    import pandas
+
     from kn import plots, site
 
     claims = trends(records)
@@ -149,7 +152,9 @@ def write_index(records: list[dict], profile: str, folder: str | os.PathLike) ->
     pictures = {number: plots.figure(number, frame, records) for number, frame in tables.items()}
     _write(Path(folder) / "trends.csv", claims.to_csv(index=False))
     _write(Path(folder) / "records.html", site.records_page(records, profile))
-    return _write(Path(folder) / "index.html", site.index_page(tables, pictures, claims, records, profile))
+    measured = [pandas.read_csv(file) for file in sorted(BENCHMARKS.glob("speed-*.csv"))]
+    speeds = "".join(site.speed_section(frame, plots.speed(frame)) for frame in measured)
+    return _write(Path(folder) / "index.html", site.index_page(tables, pictures, claims, records, profile, speeds))
 
 
 def _write(path: Path, text: str) -> Path:

@@ -209,8 +209,22 @@ def table_page(number: int, frame: pandas.DataFrame, records: list[dict], profil
     return _page(f"Table {number}. {TITLES[number]}", body, profile, menu, records)
 
 
-def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: list[dict], profile: str) -> str:
-    """One page with the trends, all seven tables and their plots; numbers link to records.html."""
+def speed_section(frame: pandas.DataFrame, plot: matplotlib.figure.Figure) -> str:
+    """What benchmarks/speed.py measured on one machine: the plot, and all its lines to open."""
+    first = frame.iloc[0]
+    columns = ["group", "case", "dtype", "variant", "median", "low", "high", "unit", "ratio", "n"]
+    head = "".join(f'<th scope="col">{name}</th>' for name in columns)
+    lines = "".join(f'<tr><th scope="row">{escape(str(row[0]))}</th>' + "".join(f"<td>{escape(str(value))}</td>" for value in row[1:]) + "</tr>" for row in frame[columns].itertuples(index=False))
+    return (
+        f"<p>Measured by <code>benchmarks/speed.py</code> on {escape(str(first['device']))}, {first['threads']} threads, torch {escape(str(first['torch']))}, the sizes of GPT-2 small; not "
+        "by this run. Variants take turns; a ratio is the median over turns of the dense one's time and theirs.</p>"
+        f'<figure><div tabindex="0">{svg(plot, "the speed of layers and models")}</div></figure>'
+        f'<details><summary>All {len(frame)} lines</summary><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div></details>'
+    )
+
+
+def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: list[dict], profile: str, speeds: str = "") -> str:
+    """One page with the trends, all seven tables and their plots, and the benchmark's section; numbers link to records.html."""
     links = {record["path"]: f"records.html#{anchor(record)}" for record in records}
     body = (
         "<p>“Kronecker Decomposition for GPT Compression”: each cell shows the value the paper prints, ours with its standard deviation and number of seeds, "
@@ -221,7 +235,9 @@ def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: lis
     body += fragment(claims, alone=False)
     for number, frame in tables.items():
         body += f'\n<h2 id="table{number}">Table {number}. {TITLES[number]}</h2>{_section(number, frame, plots[number], links)}'
-    menu = [("#trends", "Trends"), *((f"#table{number}", f"Table {number}") for number in tables), ("records.html", "Stages")]
+    if speeds:
+        body += f'\n<h2 id="speed">How fast the layers and the model are</h2>{speeds}'
+    menu = [("#trends", "Trends"), *((f"#table{number}", f"Table {number}") for number in tables), *([("#speed", "Speed")] if speeds else []), ("records.html", "Stages")]
     return _page(f"KnGPT2, reproduced: {profile}", body, profile, menu, records)
 
 

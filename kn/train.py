@@ -161,14 +161,24 @@ def perplexities(model, rows: dict, precision: str, groups=("web", "wiki")) -> d
     return {g: {s: evaluate.perplexity(model, rows[f"{g}_{s}"][: None if (g, s) == ("wiki", "test") else WINDOWS], precision) for s in ("valid", "test")} for g in groups}
 
 
+def save(student, folder: Path, stage: Stage, store: Store, found: dict) -> None:
+    """Save a compressed model with its tokenizer, and its perplexities and this stage's name on the card."""
+    corpus = needed(stage, "corpus")
+    tokenizer = tokenizer_of(settings_of(corpus), store.folder(corpus))
+    evaluation = {f"perplexity on {domain} {split} text": value for domain, splits in found.items() for split, value in splits.items()}
+    student.save_pretrained(folder, tokenizer=tokenizer, evaluation={**evaluation, "made by stage": stage.path})
+
+
 def decompose(stage: Stage, folder: Path, store: Store) -> dict:
     """The SVD start: compress the teacher, no training."""
     settings, clock = settings_of(stage), time.monotonic()
     teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model")
     student = compress(teacher, KroneckerSpec(**settings["compression"]))
     seconds = time.monotonic() - clock
-    student.save_pretrained(folder / "model")
-    return {**describe(student, folder / "model"), "seconds": seconds, "perplexity": perplexities(student, rows_of(store, stage), settings["precision"])}
+    student.config.provenance["teacher"] = needed(stage, "pretrained", model="teacher").path
+    found = perplexities(student, rows_of(store, stage), settings["precision"])
+    save(student, folder / "model", stage, store, found)
+    return {**describe(student, folder / "model"), "seconds": seconds, "perplexity": found}
 
 
 def shapes(stage: Stage, folder: Path, store: Store) -> dict:
@@ -202,14 +212,15 @@ def pretrain(stage: Stage, folder: Path, store: Store) -> dict:
     teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model") if method == "ilkd" else None
     data = TokenRows(rows["sample" if stage["on"] == "web" else "wiki_train"])
     log, hyper, seconds = run_trainer(student, data, lm_collate, store.scratch(stage), settings, stage["seed"], distillation_of(settings, method, alphas), teacher, json.loads(stage.hints))
-    student.save_pretrained(folder / "model")
+    found = perplexities(student, rows, settings["precision"])
+    save(student, folder / "model", stage, store, found)
     tokens = hyper["steps"] * hyper["batch_size"] * data.rows.shape[1]
     share = min(1.0, tokens / data.rows.numel())
     corpus_metrics = store.metrics(needed(stage, "corpus"))
     seen = corpus_metrics["sample"] if stage["on"] == "web" else corpus_metrics["wiki"]["train"]
     hyper = {**hyper, "alphas": alphas if method == "ilkd" else [0.0, 0.0, 0.0, 1.0], "context": data.rows.shape[1]}
     return {**describe(student, folder / "model"), "steps": hyper["steps"], "tokens": tokens, "hours": seconds / 3600, "data_bytes": round(seen["bytes"] * share),
-            "hardware": device_name(), "hyper": hyper, "log": log, "perplexity": perplexities(student, rows, settings["precision"])}  # fmt: skip
+            "hardware": device_name(), "hyper": hyper, "log": log, "perplexity": found}  # fmt: skip
 
 
 def finetune_lm(stage: Stage, folder: Path, store: Store) -> dict:

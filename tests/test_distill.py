@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_gpt2
 from transformers import TrainingArguments
 
-from kn import DistillTrainer, capture, compress, ilkd_loss, vanilla_kd_loss
+from kn import DistillTrainer, KroneckerSpec, capture, compress, ilkd_loss, vanilla_kd_loss
 from kn.distill import Distillation, attention_kl
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3], [1, 2, 3, 4, 0, 0]])
@@ -151,3 +151,14 @@ def test_trainer_refuses_a_missing_teacher(tmp_path):
     arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(ValueError, match="distillation method 'ilkd' and no teacher do not go together"):
         DistillTrainer(model=tiny_gpt2(), args=arguments, distillation=Distillation("ilkd"))
+
+
+@pytest.mark.parametrize("head", ["dense", "tied"])
+def test_without_cross_entropy_what_no_term_reaches_is_frozen(tmp_path, head):
+    """The head and the last norm; a tied head is the embedding, which eq. 2 trains."""
+    teacher = tiny_gpt2()
+    student = compress(teacher, KroneckerSpec(head=head))
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    DistillTrainer(model=student, args=arguments, distillation=Distillation("ilkd", alphas=(0.5, 0.5, 0.5, 0.0)), teacher=teacher)
+    frozen = {name for name, parameter in student.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"transformer.ln_f.weight", "transformer.ln_f.bias"} | ({"lm_head.weight"} if head == "dense" else set())

@@ -16,6 +16,10 @@ def test_the_results_are_those_of_the_committed_report():
     assert TEXT.split(make.BEGIN)[1].split(make.END)[0] == make.block()
 
 
+def test_the_speeds_are_those_of_the_committed_benchmark():
+    assert TEXT.split(make.SPEED_BEGIN)[1].split(make.SPEED_END)[0] == make.speeds()
+
+
 def test_expected_values_are_those_of_the_committed_report():
     assert json.loads(make.EXPECTED.read_text()) == make.expected()
 
@@ -26,7 +30,7 @@ def test_the_committed_report_has_five_seeds():
 
 
 def test_every_file_it_names_is_there():
-    named = set(re.findall(r"`((?:kn|tests|notebooks|reports)/[\w./]*)`", TEXT))
+    named = set(re.findall(r"`((?:kn|tests|notebooks|reports|benchmarks)/[\w./]*)`", TEXT))
     assert len(named) > 10 and not [name for name in named if not (ROOT / name).exists()]
 
 

@@ -252,6 +252,24 @@ def test_pages_escape_hostile_text_and_fetch_nothing(tmp_path):
         assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//|@import|url\((?!#)""", re.sub(r"xmlns\S+|<metadata>.*?</metadata>", "", text, flags=re.S))
 
 
+def test_the_benchmark_is_on_the_index_page_as_measured(tmp_path, monkeypatch):
+    records = make(2)
+    frame = pandas.read_csv(report.BENCHMARKS / "speed-cpu.csv")
+    report.write_index(records, "mini", tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    assert 'id="speed"' in text and "times as fast as dense" in text and frame["device"][0] in text
+    row = frame[(frame["case"] == "ffn block") & (frame["variant"] == "folded")].iloc[0]
+    assert f"<td>{row['median']}</td><td>{row['low']}</td><td>{row['high']}</td><td>ms</td><td>{row['ratio']}</td>" in text
+    monkeypatch.setattr(report, "BENCHMARKS", tmp_path)
+    frame.assign(device=HOSTILE, case=HOSTILE).to_csv(tmp_path / "speed-hostile.csv", index=False)
+    report.write_index(records, "mini", tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    assert HOSTILE not in text and html.escape(HOSTILE) in text
+    (tmp_path / "speed-hostile.csv").unlink()
+    report.write_index(records, "mini", tmp_path)
+    assert 'id="speed"' not in (tmp_path / "index.html").read_text()
+
+
 def test_every_link_of_a_page_has_its_place(tmp_path):
     records = make(2)
     report.write_index(records, "mini", tmp_path)

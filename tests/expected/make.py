@@ -1,6 +1,6 @@
-"""Writes what is derived from the committed reports/mini: tests/expected/mini.json and the README's results.
+"""Writes what is derived from the committed reports/mini and benchmarks/: tests/expected/mini.json and the README's results and speeds.
 
-PYTHONPATH=. python tests/expected/make.py      after a run with five seeds; tests/test_readme.py sees that both are up to date
+PYTHONPATH=. python tests/expected/make.py      after a run with five seeds, or a benchmark; tests/test_readme.py sees that all are up to date
 """
 
 import json
@@ -13,6 +13,7 @@ import pandas
 ROOT = Path(__file__).parents[2]
 REPORTS, README, EXPECTED = ROOT / "reports" / "mini", ROOT / "README.md", Path(__file__).with_name("mini.json")
 BEGIN, END = "<!-- results: written by tests/expected/make.py -->\n", "<!-- end of results -->\n"
+SPEED, SPEED_BEGIN, SPEED_END = ROOT / "benchmarks" / "speed-cpu.csv", "<!-- speeds: written by tests/expected/make.py -->\n", "<!-- end of speeds -->\n"
 GLUE = ["CoLA", "RTE", "MRPC", "SST-2", "MNLI", "QNLI", "QQP", "Average"]
 MODELS = ["GPT-2 Small", "DistilGPT2", "KnGPT2"]
 ROWS = ["GPT-2 Small", "DistilGPT2", "DistilGPT2 + KD", "KnGPT2", "KnGPT2 + ILKD"]
@@ -92,11 +93,44 @@ def expected(folder: Path = REPORTS) -> list[dict]:
     return found
 
 
+def speeds(file: Path = SPEED) -> str:
+    """The README's tables of the benchmark: single layers, blocks and models, memory."""
+    frame = pandas.read_csv(file, dtype=str, keep_default_na=False)
+    first = frame.iloc[0]
+    lines = [f"Times as fast as the dense layer or model (median of turns), {first.device}, {first.threads} threads, torch {first.torch}, {', '.join(dict.fromkeys(frame.dtype))}.", ""]
+
+    def table(title: str, groups: tuple[str, ...], variants: dict[str, str], dtypes: list[str]) -> list[str]:
+        made = [f"| {title} | " + " | ".join(variants.values()) + " |", "| --- |" + " --- |" * len(variants)]
+        chosen = frame[frame["group"].isin(groups)]
+        for group, case, dtype in dict.fromkeys(zip(chosen["group"], chosen["case"], chosen["dtype"], strict=True)):
+            lines = chosen[(chosen["group"] == group) & (chosen["case"] == case) & (chosen["dtype"] == dtype)].set_index("variant")
+            if dtype in dtypes:
+                what = f"{case}, {group.rpartition(', ')[2]}".replace(" 1 rows", " 1 row") if group.startswith("layer") else case
+                made.append(f"| {what}{', ' + dtype if len(dtypes) > 1 else ''} | " + " | ".join(f"{float(lines.ratio[v]):.2f}" if v in lines.index else "–" for v in variants) + " |")
+        return [*made, ""]
+
+    rows = [1, 64, 1024]
+    layers = {"kronecker": "kn", "torch.kron": "torch.kron", "expand first": "expand first", "tensorly-torch, factorized": "tensorly-torch", "tensorly-torch, reconstructed": "… reconstructed"}
+    lines += table("one layer, forward and backward", tuple(f"layer, forward and backward, {n} rows" for n in rows), layers, ["float32"])
+    lines += table("one layer, forward", tuple(f"layer, forward, {n} rows" for n in rows), layers, ["float32"])
+    whole = {"kronecker": "compressed", "folded": "folded", "tied head, folded": "tied head, folded", "every layer, folded": "every layer, folded", "DistilGPT2's shape": "DistilGPT2's shape"}
+    lines += table("blocks of 1,024 rows, whole models", ("block, 1024 rows", "model, batch 1", "model, batch 8"), whole, list(dict.fromkeys(frame.dtype)))
+    foot = frame[frame["group"] == "footprint"]
+    columns = {"dense": "dense", **whole}
+    lines += ["| memory | " + " | ".join(columns.values()) + " |", "| --- |" + " --- |" * len(columns)]
+    for case in dict.fromkeys(foot["case"]):
+        of = foot[foot["case"] == case].set_index("variant")
+        lines.append(f"| {case}, {of.unit.iloc[0]} | " + " | ".join(f"{float(of['median'][v]):,.4g}" if v in of.index else "–" for v in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Write both."""
+    """Write all three."""
     text = README.read_text()
-    head, rest = text.split(BEGIN)
-    README.write_text(head + BEGIN + block() + END + rest.split(END)[1])
+    for begin, made, end in ((BEGIN, block(), END), (SPEED_BEGIN, speeds(), SPEED_END)):
+        head, rest = text.split(begin)
+        text = head + begin + made + end + rest.split(end)[1]
+    README.write_text(text)
     EXPECTED.write_text("[\n" + ",\n".join(" " + json.dumps(line) for line in expected()) + "\n]\n")
 
 
