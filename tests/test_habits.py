@@ -189,5 +189,5 @@ def test_what_patterns_choose():
         for path, shape, rank in (("attn.c_attn", (2, 1), 1), ("attn.c_proj", (1, 4), 1), ("mlp.c_fc", (2, 2), 3), ("mlp.c_proj", (2, 2), 3))
         if (i, path) != (2, "mlp.c_fc")
     }
-    assert model.transformer.wte.B.shape == (1, 4) and math.isfinite(model(IDS, labels=IDS).loss)
+    assert model.transformer.wte.B.shape == (1, 4) and math.isfinite(model(IDS, labels=IDS).loss.item())
     assert KroneckerSpec(layers="-3::2").indices(4) == (1, 3) and KroneckerSpec(layers="odd").indices(12) == (1, 3, 5, 7, 9, 11)

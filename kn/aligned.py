@@ -1,0 +1,210 @@
+"""The aligned start (MATH.md §5): of all weight settings of one GPT-2, the one nearest to Kronecker form under real activations.
+
+    teacher = equivalent(model, spec, ids)      the same function, its stream turned so that the halved embedding keeps most
+    target = prepare(model, spec, ids)          a dense model whose compressed matrices are exact Kronecker products
+
+`compress(model, KroneckerSpec(init="aligned"), calibration=ids)` factors `target`. With B = (1, 0, …) a feed-forward network is
+pruned to 1/f of its units and refitted, and a head of e is a low-rank head of e/f: B is trained like any other parameter.
+Row vectors, as in align.py; sums in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from . import align
+from .config import KroneckerSpec
+
+RIDGE = 1e-4  # added to a Gram matrix's diagonal, relative to its mean
+IDENTITY = 0.1  # added to the sensitivity of the loss to the embedding, relative to its mean
+SMOOTHING = 1.0  # counted once more: every token, so that those the calibration text lacks are not forgotten
+ROWS = 32  # sequences at a time
+
+
+def equivalent(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
+    """An untied model with the teacher's logits, in the basis of the compressed one: what ILKD should compare with.
+
+    ids (sequences, length) of calibration text. Raises ValueError where ln_f has a zero gain.
+    """
+    return _turned(model, spec, ids)[0]
+
+
+def _turned(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> tuple[nn.Module, Tensor | None]:
+    """The equivalent teacher, and the (d, d) map from its token embedding to the nearest one that KroneckerEmbedding can hold."""
+    teacher = align.untied(model)
+    align.centre(teacher)
+    align.fold_norms(teacher)
+    if not spec.embedding:
+        return teacher, None
+    factor = spec.embedding_factor or spec.factor
+    table, places = teacher.transformer.wte.weight, teacher.transformer.wpe.weight
+    count = torch.bincount(ids.flatten().cpu(), minlength=len(table)).double() + SMOOTHING
+    rows, share = table.detach().double(), count / count.sum()
+    mean = share @ rows
+    with torch.no_grad():  # what all tokens share is added to every position instead
+        table.copy_(rows - mean)
+        places.add_(mean)
+    rows = rows - mean
+    Q, P = turn(rows.T @ (share[:, None] * rows), sensitivity(teacher, ids), factor)
+    align.rotate(teacher, Q)
+    return teacher, Q.T @ P @ Q
+
+
+def sensitivity(teacher: nn.Module, ids: Tensor) -> Tensor:
+    """E[g gᵀ] (d, d) over calibration tokens, g the gradient of the loss by what the token embedding adds to the stream: how much a direction matters."""
+    total, places = 0.0, torch.arange(ids.shape[1], device=ids.device)
+    for part in ids.split(ROWS):
+        x = teacher.transformer.wte(part).detach().requires_grad_()
+        with torch.enable_grad():
+            loss = teacher(inputs_embeds=x, labels=part, position_ids=places.expand_as(part)).loss * part.numel()
+            (g,) = torch.autograd.grad(loss, x)
+        total = total + gram(g)
+    return total / total.diagonal().mean()
+
+
+def kept_directions(d: int, factor: int) -> Tensor:
+    """(d/f, d) orthonormal rows, mean-free: what a Kronecker embedding with B = (1, −1, 0, …)/√2 can hold."""
+    b = torch.zeros(factor, dtype=torch.float64)
+    b[0], b[1] = 0.5**0.5, -(0.5**0.5)
+    return torch.kron(torch.eye(d // factor, dtype=torch.float64), b[None])
+
+
+def turn(covariance: Tensor, metric: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Q (d, d), orthogonal with Q·1 = 1, that puts the best d/f directions of mean-free rows on the kept ones, and the projection P (d, d) onto them.
+
+    Best for rows of that covariance when an error δ costs δ (metric + IDENTITY) δᵀ.
+    """
+    d = len(covariance)
+    r, ones = d // factor, torch.full((d, 1), d**-0.5, dtype=torch.float64)
+    inside = torch.linalg.qr(torch.cat([ones, torch.eye(d, dtype=torch.float64)], 1)).Q[:, 1:d]  # a basis of what is mean-free
+    R = torch.linalg.cholesky(inside.T @ metric @ inside + IDENTITY * torch.eye(d - 1, dtype=torch.float64)).T
+    U = torch.linalg.eigh(R @ inside.T @ covariance @ inside @ R.T).eigenvectors.flip(1)[:, :r]
+    best = inside @ torch.linalg.solve_triangular(R, U, upper=True)  # (d, r), the rows' new span
+    P = inside @ R.T @ U @ best.T
+    kept = kept_directions(d, factor).T
+    old, new = (torch.linalg.qr(torch.cat([ones, first, torch.eye(d, dtype=torch.float64)], 1)).Q[:, :d] for first in (best, kept))  # 1, then `first`, then the rest
+    signs = torch.sign((old[:, :1].T @ ones) * (new[:, :1].T @ ones))
+    return old[:, 1:] @ new[:, 1:].T + signs * (old[:, :1] @ new[:, :1].T), P
+
+
+def solve(gram: Tensor, right: Tensor) -> Tensor:
+    """(gram + ridge)⁻¹ right."""
+    ridge = RIDGE * gram.diagonal().mean()
+    return torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), right)
+
+
+def root(gram: Tensor) -> Tensor:
+    """R with Rᵀ R = gram + ridge."""
+    ridge = RIDGE * gram.diagonal().mean()
+    return torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), dtype=gram.dtype)).T
+
+
+def low_rank(left: Tensor, right: Tensor, r: int, gram_left: Tensor, gram_right: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The best (n, r), (r, m) for left @ right (n, e)(e, m), errors measured by the Gram matrices of what multiplies each side."""
+    R, S = root(gram_left), None if gram_right is None else root(gram_right)
+    U, s, Vh = torch.linalg.svd(R @ left @ (right if S is None else right @ S.T), full_matrices=False)
+    scale = s[:r].sqrt()
+    new_right = scale[:, None] * Vh[:r]
+    return torch.linalg.solve_triangular(R, U[:, :r] * scale, upper=True), new_right if S is None else torch.linalg.solve_triangular(S, new_right.T, upper=True).T
+
+
+def gram(*columns: Tensor) -> Tensor:
+    """Σ x xᵀ over all rows, of the columns side by side."""
+    x = torch.cat([c.flatten(0, -2) for c in columns], -1)
+    return torch.stack([part.double().T @ part.double() for part in x.split(8192)]).sum(0)
+
+
+def one(x: Tensor) -> Tensor:
+    """A column of ones beside x (…, n), for a bias."""
+    return torch.ones(*x.shape[:-1], 1, dtype=x.dtype)
+
+
+def refit(z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (n, m) and bias (m) of the least-squares map from z (…, n) to target (…, m)."""
+    n = z.shape[-1] + 1
+    both = gram(z, one(z), target)
+    found = solve(both[:n, :n], both[:n, n:])
+    return found[:-1], found[-1]
+
+
+@torch.no_grad()
+def in_parts(function, *inputs: Tensor) -> Tensor:
+    """function over ROWS sequences at a time."""
+    return torch.cat([function(*part) for part in zip(*(t.split(ROWS) for t in inputs), strict=True)])
+
+
+def spread(weight: Tensor, factor: int, dim: int) -> Tensor:
+    """Every column (dim 1) or row (dim 0) followed by factor − 1 of zeros: the Kronecker product with (1, 0, …)."""
+    return torch.stack([weight, *[torch.zeros_like(weight)] * (factor - 1)], dim + 1).flatten(dim, dim + 1)
+
+
+def align_attention(teacher: nn.Module, student: nn.Module, x_t: Tensor, x_s: Tensor, factor: int) -> None:
+    """Low-rank heads for one block, then the output projection refitted on what the student's heads give."""
+    attn = student.attn
+    d, heads = attn.embed_dim, attn.num_heads
+    e = d // heads
+    seen = in_parts(student.ln_1, x_s)
+    H = gram(seen, one(seen))
+    weight, bias = teacher.attn.c_attn.weight.double(), teacher.attn.c_attn.bias.double()
+    out = teacher.attn.c_proj.weight.double()
+    new_weight, new_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    for h in range(heads):
+        q, k, v = (slice(part * d + h * e, part * d + (h + 1) * e) for part in range(3))
+        a, c = low_rank(torch.cat([weight[:, q], bias[None, q]]), weight[:, k].T, e // factor, H, H[:-1, :-1])  # a constant per query drops out of softmax: no key bias
+        new_weight[:, q], new_bias[q], new_weight[:, k] = spread(a[:-1], factor, 1), spread(a[-1:], factor, 1)[0], spread(c.T, factor, 1)
+        new_weight[:, v] = spread(low_rank(weight[:, v], out[h * e : (h + 1) * e], e // factor, H[:-1, :-1])[0], factor, 1)
+    with torch.no_grad():
+        attn.c_attn.weight.copy_(new_weight)
+        attn.c_attn.bias.copy_(new_bias)
+    mixed = []
+    hook = attn.c_proj.register_forward_pre_hook(lambda _m, args: mixed.append(args[0]))
+    in_parts(lambda x: attn(student.ln_1(x))[0], x_s)
+    hook.remove()
+    z = torch.cat(mixed)[..., ::factor]
+    target = in_parts(lambda x: x + teacher.attn(teacher.ln_1(x))[0], x_t) - x_s
+    fitted, constant = refit(z, target)
+    with torch.no_grad():
+        attn.c_proj.weight.copy_(spread(fitted, factor, 0))
+        attn.c_proj.bias.copy_(constant)
+
+
+def align_feed_forward(teacher: nn.Module, student: nn.Module, x_t: Tensor, x_s: Tensor, factor: int) -> None:
+    """1/f of the hidden units, by the variance that each adds to the output, then the second map refitted on them."""
+    mlp = student.mlp
+    hidden = in_parts(lambda x: mlp.act(mlp.c_fc(student.ln_2(x))), x_s)
+    H = gram(hidden, one(hidden))
+    variance = H.diagonal()[:-1] / H[-1, -1] - (H[-1, :-1] / H[-1, -1]).square()
+    worth = variance * teacher.mlp.c_proj.weight.double().square().sum(1)
+    keep = worth.argsort(descending=True)[: len(worth) // factor].sort().values
+    target = in_parts(lambda x: x + teacher.mlp(teacher.ln_2(x)), x_t) - x_s
+    fitted, constant = refit(hidden[..., keep], target)
+    with torch.no_grad():
+        mlp.c_fc.weight.copy_(spread(mlp.c_fc.weight[:, keep], factor, 1))
+        mlp.c_fc.bias.copy_(spread(mlp.c_fc.bias[None, keep], factor, 1)[0])
+        mlp.c_proj.weight.copy_(spread(fitted, factor, 0))
+        mlp.c_proj.bias.copy_(constant)
+
+
+@torch.no_grad()
+def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
+    """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length)."""
+    teacher, halved = _turned(model.eval(), spec, ids)
+    teacher = teacher.eval()
+    teacher.set_attn_implementation("sdpa")  # without a mask this is causal
+    student = copy.deepcopy(teacher)
+    if halved is not None:
+        student.transformer.wte.weight.copy_(student.transformer.wte.weight.double() @ halved)
+    places = torch.arange(ids.shape[1])
+    x_t, x_s = (m.transformer.wte(ids) + m.transformer.wpe(places) for m in (teacher, student))
+    for index, (dense, block) in enumerate(zip(teacher.transformer.h, student.transformer.h, strict=True)):
+        chosen = index in spec.indices(model.config.n_layer)
+        if chosen:
+            align_attention(dense, block, x_t, x_s, spec.factor)
+        mid_t, mid_s = (in_parts(lambda x, b=b: x + b.attn(b.ln_1(x))[0], x) for b, x in ((dense, x_t), (block, x_s)))
+        if chosen:
+            align_feed_forward(dense, block, mid_t, mid_s, spec.factor)
+        x_t, x_s = (in_parts(lambda x, b=b: x + b.mlp(b.ln_2(x)), x) for b, x in ((dense, mid_t), (block, mid_s)))
+    return student
