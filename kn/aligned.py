@@ -188,11 +188,30 @@ def align_feed_forward(teacher: nn.Module, student: nn.Module, x_t: Tensor, x_s:
         mlp.c_proj.bias.copy_(constant)
 
 
+def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
+    """One line for what cannot be aligned."""
+    if model.config.model_type != "gpt2":
+        raise ValueError(f"init 'aligned' is for GPT-2, not yet for {model.config.model_type}: take init='svd'")
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
+        raise ValueError("init 'aligned' needs calibration=token ids, an integer tensor (sequences, length) of some 30,000 tokens of text")
+    if ids.shape[1] > model.config.n_positions or ids.min() < 0 or ids.max() >= model.config.vocab_size:
+        raise ValueError(f"calibration ids must be below {model.config.vocab_size} in sequences of at most {model.config.n_positions}, got up to {int(ids.max())} and {ids.shape[1]}")
+    if spec.rank != 1 or spec.shapes or spec.ranks or not spec.out_proj or spec.factor < 2:
+        raise ValueError("init 'aligned' pairs inputs and outputs: it needs rank 1, no shapes or ranks of their own, out_proj=True and a factor of at least 2")
+    if spec.head == "tied":
+        raise ValueError("init 'aligned' gives the head the gain of ln_f, so it cannot be the embedding's factors: take head='dense'")
+    if (size := model.config.n_embd // model.config.n_head) % spec.factor:
+        raise ValueError(f"factor {spec.factor} does not divide the heads' size of {size}")
+
+
 @torch.no_grad()
 def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
     """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length)."""
+    check(model, spec, ids)
+    training = model.training
     teacher, halved = _turned(model.eval(), spec, ids)
-    teacher = teacher.eval()
+    model.train(training)
+    teacher.eval()
     teacher.set_attn_implementation("sdpa")  # without a mask this is causal
     student = copy.deepcopy(teacher)
     if halved is not None:
@@ -207,4 +226,5 @@ def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
         if chosen:
             align_feed_forward(dense, block, mid_t, mid_s, spec.factor)
         x_t, x_s = (in_parts(lambda x, b=b: x + b.mlp(b.ln_2(x)), x) for b, x in ((dense, mid_t), (block, mid_s)))
-    return student
+    student.set_attn_implementation(model.config._attn_implementation)
+    return student.train(training)

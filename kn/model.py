@@ -135,20 +135,24 @@ def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibratio
     """The compressed model of a GPT-2 or Llama (language model, sequence classifier or neither), started from the nearest Kronecker products.
 
     The output head stays dense, a clone of the teacher's and no longer tied to the embedding, unless spec.head is "tied".
-    `calibration` is for init="aligned". Raises TypeError for other model classes and ValueError for specs the model cannot take.
+    `calibration`, token ids (sequences, length) of some text, is for init="aligned" (aligned.py). Raises TypeError for other model classes and ValueError for specs the model cannot take.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     students = import_module(f".{FAMILIES[kind]}", __package__).STUDENTS if kind in FAMILIES else {}
     if type(model) not in students:
         raise TypeError(f"compress takes a GPT-2 or Llama model (GPT2LMHeadModel, GPT2ForSequenceClassification, LlamaForCausalLM, …), got {type(model).__name__}")
-    if spec.init != "svd":
-        raise ValueError(f"init {spec.init!r} is unknown: allowed is 'svd'")
+    if spec.init not in ("svd", "aligned"):
+        raise ValueError(f"init {spec.init!r} is unknown: allowed are 'svd' and 'aligned'")
     head = model.get_output_embeddings()
     if spec.head == "tied" and head is not None and head.weight is not model.get_input_embeddings().weight:
         raise ValueError("head 'tied' needs a teacher whose head is its embedding: this one's is a matrix of its own, so take head='dense'")
-    student_class = students[type(model)]
+    student_class, made = students[type(model)], card.provenance(model)
+    if spec.init == "aligned":
+        from .aligned import prepare
+
+        model = prepare(model, spec, calibration)
     fields = {k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "architectures", "tie_word_embeddings")}
-    config = student_class.config_class(**fields, kronecker=asdict(spec), provenance=card.provenance(model))
+    config = student_class.config_class(**fields, kronecker=asdict(spec), provenance=made)
     config._attn_implementation = model.config._attn_implementation
     with torch.device(model.device):
         student = student_class(config).to(model.dtype)
