@@ -71,7 +71,7 @@ def test_the_matrices_are_exact_products():
 
 
 def test_mini_s_model_needs_no_healing(mini):
-    """Calibrated on two thirds of a text, measured on the rest; measured when this was written: teacher 1, aligned 1.3, SVD above 30 (times the teacher)."""
+    """Calibrated on two thirds of a text, measured on the rest; another domain than the teacher's. When this was written: 1,181 against its 1,081, and 235,448 for the SVD start."""
     teacher, ids = mini
 
     def perplexity(model):
@@ -80,7 +80,7 @@ def test_mini_s_model_needs_no_healing(mini):
 
     base = perplexity(teacher)
     start, svd = perplexity(compress(teacher, ALIGNED, calibration=ids[:140])), perplexity(compress(teacher))
-    assert start < 2 * base and svd > 10 * base, (base, start, svd)
+    assert start < 1.3 * base and svd > 10 * base, (base, start, svd)
 
 
 @pytest.mark.parametrize(
