@@ -10,6 +10,10 @@ from pathlib import Path
 from .kronecker import KroneckerEmbedding, KroneckerHead, KroneckerLinear
 
 PACKAGES = ("kn", "torch", "transformers")
+START = {
+    "svd": "An SVD start without training after it has lost most of the teacher's quality: train it, then trust it.",
+    "aligned": "An aligned start without training after it is somewhat worse than the teacher, more so far from its calibration text: measure it there.",
+}  # what is said of a model that may not have been trained yet
 
 
 def provenance(teacher) -> dict[str, str | int]:
@@ -93,7 +97,7 @@ model = AutoModelFor{"CausalLM" if model.can_generate() else "SequenceClassifica
 
 ## Limits
 
-- A start by "{plain(spec.init)}" without training after it loses most of the teacher's quality: train it, then trust it.
+- {START.get(spec.init, "Not known how near to the teacher its start is: measure it.")}
 - It has the teacher's language, biases and gaps, and its context of {config.max_position_embeddings} tokens.
 - Without `import kn`, transformers does not know the architecture; a stock class given this folder would silently start its compressed layers at random.
 """
