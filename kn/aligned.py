@@ -194,10 +194,14 @@ def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
         raise ValueError(f"init 'aligned' is for GPT-2, not yet for {model.config.model_type}: take init='svd'")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
         raise ValueError("init 'aligned' needs calibration=token ids, an integer tensor (sequences, length) of some 30,000 tokens of text")
+    if model.device.type != "cpu" or ids.device.type != "cpu":
+        raise ValueError(f"init 'aligned' runs on a CPU so far, the model is on {model.device} and the ids on {ids.device}: move both with .to('cpu')")
     if ids.shape[1] > model.config.n_positions or ids.min() < 0 or ids.max() >= model.config.vocab_size:
         raise ValueError(f"calibration ids must be below {model.config.vocab_size} in sequences of at most {model.config.n_positions}, got up to {int(ids.max())} and {ids.shape[1]}")
     if spec.rank != 1 or spec.shapes or spec.ranks or not spec.out_proj or spec.factor < 2:
         raise ValueError("init 'aligned' pairs inputs and outputs: it needs rank 1, no shapes or ranks of their own, out_proj=True and a factor of at least 2")
+    if spec.embedding and ((factor := spec.embedding_factor or spec.factor) < 2 or model.config.n_embd % factor):
+        raise ValueError(f"init 'aligned' needs an embedding factor of at least 2 that divides {model.config.n_embd}, got {factor}")
     if spec.head == "tied":
         raise ValueError("init 'aligned' gives the head the gain of ln_f, so it cannot be the embedding's factors: take head='dense'")
     if (size := model.config.n_embd // model.config.n_head) % spec.factor:

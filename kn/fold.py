@@ -38,6 +38,14 @@ def shared(plan: Plan, outputs: tuple[str, ...], inputs: tuple[str, ...] = ()) -
     return factor
 
 
+def narrow_heads(plan: Plan, path: str, size: int) -> int:
+    """The factor of the heads that `path` projects to, each `size` wide; ValueError where they cannot be 1/f as wide."""
+    factor = shared(plan, (path,))  # what reads them may be anything
+    if size % factor:
+        raise ValueError(f"fold needs heads that factor {factor} divides, they are {size} wide")
+    return factor
+
+
 def in_parts(function, *inputs: Tensor) -> Tensor:
     """function(*inputs, out) for inputs and output of one shape, on a CPU some rows at a time where no gradient is wanted."""
     first = inputs[0]
@@ -88,10 +96,7 @@ class Attention:
 
     @staticmethod
     def factor(block: nn.Module, plan: Plan) -> int:
-        factor = shared(plan, ("attn.c_attn",))  # the output projection may be anything
-        if block.attn.head_dim % factor:
-            raise ValueError(f"fold needs heads that factor {factor} divides, they are {block.attn.head_dim} wide")
-        return factor
+        return narrow_heads(plan, "attn.c_attn", block.attn.head_dim)
 
     @staticmethod
     def install(block: nn.Module, factor: int) -> None:
@@ -194,5 +199,5 @@ def fold(model: nn.Module) -> nn.Module:
         narrow = type(model)(config).to(model.dtype)
     narrow.load_state_dict(state)
     if model.can_generate():
-        narrow.generation_config = model.generation_config
+        narrow.generation_config = copy.deepcopy(model.generation_config)
     return narrow.eval()

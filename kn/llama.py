@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, eager_attention_forward
 
 from .config import KnLlamaConfig
-from .fold import in_parts, shared
+from .fold import in_parts, narrow_heads, shared
 from .model import KroneckerModel
 
 GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -46,10 +46,7 @@ class Values:
 
     @staticmethod
     def factor(block: nn.Module, plan: dict) -> int:
-        factor = shared(plan, ("self_attn.v_proj",))
-        if block.self_attn.head_dim % factor:
-            raise ValueError(f"fold needs heads that factor {factor} divides, they are {block.self_attn.head_dim} wide")
-        return factor
+        return narrow_heads(plan, "self_attn.v_proj", block.self_attn.head_dim)
 
     @staticmethod
     def install(block: nn.Module, factor: int) -> None:

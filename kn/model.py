@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from importlib import import_module
 
@@ -105,7 +106,7 @@ class KroneckerModel:
             dense = self.dense_class(config).to(self.dtype)
         dense.load_state_dict(dense_state(self, dense))
         if self.can_generate():
-            dense.generation_config = self.generation_config
+            dense.generation_config = copy.deepcopy(self.generation_config)
         return dense.train(self.training)
 
     def save_pretrained(self, save_directory, *args, tokenizer=None, evaluation: dict[str, object] | None = None, **kwargs):
@@ -169,7 +170,7 @@ def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibratio
     if left or unexpected:
         raise ValueError(f"the teacher's weights do not fit: missing {left[:3]}, unexpected {unexpected[:3]}")
     if student.can_generate():
-        student.generation_config = model.generation_config
+        student.generation_config = copy.deepcopy(model.generation_config)
     return student.train(model.training)
 
 

@@ -191,3 +191,14 @@ def test_what_patterns_choose():
     }
     assert model.transformer.wte.B.shape == (1, 4) and math.isfinite(model(IDS, labels=IDS).loss.item())
     assert KroneckerSpec(layers="-3::2").indices(4) == (1, 3) and KroneckerSpec(layers="odd").indices(12) == (1, 3, 5, 7, 9, 11)
+
+
+def test_generation_settings_are_taken_over_and_then_its_own():
+    teacher = tiny_gpt2()
+    teacher.generation_config.max_new_tokens = 7
+    model = compress(teacher)
+    for other in (model, model.fold(), model.to_dense()):
+        assert other.generation_config.max_new_tokens == 7
+        other.generation_config.max_new_tokens = 3
+        assert teacher.generation_config.max_new_tokens == 7
+        model.generation_config.max_new_tokens = 7
