@@ -78,9 +78,9 @@ def fold_norms(model: nn.Module) -> None:
 
 def rotate(model: nn.Module, Q: Tensor) -> None:
     """Turn the stream by an orthogonal Q (d, d) with Q·1 = 1, after centre and fold_norms: LayerNorm(x Q) = LayerNorm(x) Q then."""
-    Q = Q.detach().double()
-    ones = torch.ones(len(Q), dtype=torch.float64)
-    if (Q @ Q.T - torch.eye(len(Q), dtype=torch.float64)).abs().max() > TOLERANCE or (Q @ ones - ones).abs().max() > TOLERANCE:
+    Q = Q.detach().double().to(model.device)
+    ones = torch.ones_like(Q[0])
+    if (Q @ Q.T - torch.eye(len(Q), dtype=Q.dtype, device=Q.device)).abs().max() > TOLERANCE or (Q @ ones - ones).abs().max() > TOLERANCE:
         raise ValueError("Q must be orthogonal with Q·1 = 1, so that LayerNorm's mean and variance stay what they are")
     if any((norm.weight != 1).any() or (norm.bias != 0).any() for norm, _ in readers(model)) or (model.transformer.ln_f.weight != 1).any():
         raise ValueError("a LayerNorm has a gain or a bias, which a rotation would mix: fold_norms(model) first")
@@ -111,6 +111,7 @@ def _columns(model: nn.Module, part: int, head: int) -> slice:
 def _right(layer: nn.Module, columns: slice, M: Tensor) -> None:
     """Multiply some outputs of a Conv1D by M."""
     with torch.no_grad():
+        M = M.to(layer.weight.device)
         layer.weight[:, columns] = (layer.weight[:, columns].double() @ M).to(layer.weight.dtype)
         layer.bias[columns] = (layer.bias[columns].double() @ M).to(layer.bias.dtype)
 
@@ -128,4 +129,4 @@ def change_value_output(model: nn.Module, layer: int, head: int, N: Tensor) -> N
     _right(attn.c_attn, _columns(model, 2, head), N)
     rows = _columns(model, 0, head)
     with torch.no_grad():
-        attn.c_proj.weight[rows] = (torch.linalg.inv(N) @ attn.c_proj.weight[rows].double()).to(attn.c_proj.weight.dtype)
+        attn.c_proj.weight[rows] = (torch.linalg.inv(N).to(model.device) @ attn.c_proj.weight[rows].double()).to(attn.c_proj.weight.dtype)

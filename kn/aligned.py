@@ -5,7 +5,7 @@
 
 `compress(model, KroneckerSpec(init="aligned"), calibration=ids)` factors `target`. With B = (1, 0, …) a feed-forward network is
 pruned to 1/f of its units and refitted, and a head of e is a low-rank head of e/f: B is trained like any other parameter.
-Row vectors, as in align.py; sums in float64.
+Row vectors, as in align.py; sums in float64. Memory grows with the calibration text by two streams (tokens × d) and no more.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from transformers import GPT2ForSequenceClassification
 
 from . import align
 from .config import KroneckerSpec
-from .moments import ROWS, gram, in_parts, low_rank, one, refit, spread
+from .moments import TOKENS, in_parts, least_squares, low_rank, moments, one, spread
 
+INGREDIENTS = ("attention", "feed_forward", "correction")  # beside the embedding, which spec.embedding switches
 IDENTITY = 0.1  # added to the sensitivity of the loss to the embedding, relative to its mean
+SENSITIVE = 8192  # tokens that the sensitivity is measured on: its gradients cost as much as all the rest
 SMOOTHING = 1.0  # counted once more: every token, so that those the calibration text lacks are not forgotten
 
 
@@ -38,9 +41,9 @@ def _turned(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> tuple[nn.Modu
     align.fold_norms(teacher)
     if not spec.embedding:
         return teacher, None
-    factor = spec.embedding_factor or spec.factor
+    factor, ids = spec.embedding_factor or spec.factor, ids.to(model.device)
     table, places = teacher.transformer.wte.weight, teacher.transformer.wpe.weight
-    count = torch.bincount(ids.flatten().cpu(), minlength=len(table)).double() + SMOOTHING
+    count = torch.bincount(ids.flatten(), minlength=len(table)).double() + SMOOTHING
     rows, share = table.detach().double(), count / count.sum()
     mean = share @ rows
     with torch.no_grad():  # what all tokens share is added to every position instead
@@ -53,14 +56,24 @@ def _turned(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> tuple[nn.Modu
 
 
 def sensitivity(teacher: nn.Module, ids: Tensor) -> Tensor:
-    """E[g gᵀ] (d, d) over calibration tokens, g the gradient of the loss by what the token embedding adds to the stream: how much a direction matters."""
-    total, places = 0.0, torch.arange(ids.shape[1], device=ids.device)
-    for part in ids.split(ROWS):
-        x = teacher.transformer.wte(part).detach().requires_grad_()
+    """E[g gᵀ] (d, d), g the gradient of the loss by what the token embedding adds to the stream: how much a direction matters; mean 1 on the diagonal.
+
+    A language model's loss is that of the text, a classifier's that of each class, weighted by how likely it finds it.
+    """
+    training, total, places = teacher.training, 0.0, torch.arange(ids.shape[1], device=ids.device)
+    for part in ids[: max(1, SENSITIVE // ids.shape[1])].split(max(1, TOKENS // ids.shape[1])):
+        x = teacher.eval().transformer.wte(part).detach().requires_grad_()
         with torch.enable_grad():
-            loss = teacher(inputs_embeds=x, labels=part, position_ids=places.expand_as(part)).loss * part.numel()
-            (g,) = torch.autograd.grad(loss, x)
-        total = total + gram(g)
+            given = {"inputs_embeds": x, "position_ids": places.expand_as(part)}
+            if isinstance(teacher, GPT2ForSequenceClassification):
+                logs = teacher.score(teacher.transformer(**given).last_hidden_state[:, -1]).log_softmax(-1)  # (sequences, labels)
+                losses = [(logs[:, c] * logs[:, c].detach().exp().sqrt()).sum() for c in range(logs.shape[1])]
+            else:
+                losses = [teacher(labels=part, **given).loss * part.numel()]
+            for loss in losses:
+                (g,) = torch.autograd.grad(loss, x, retain_graph=True)
+                total = total + moments(lambda g: (g, g), g)
+    teacher.train(training)
     return total / total.diagonal().mean()
 
 
@@ -74,76 +87,109 @@ def kept_directions(d: int, factor: int) -> Tensor:
 def turn(covariance: Tensor, metric: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     """Q (d, d), orthogonal with Q·1 = 1, that puts the best d/f directions of mean-free rows on the kept ones, and the projection P (d, d) onto them.
 
-    Best for rows of that covariance when an error δ costs δ (metric + IDENTITY) δᵀ.
+    Best for rows of that covariance when an error δ costs δ (metric + IDENTITY) δᵀ. Both float64, on the covariance's device.
     """
-    d = len(covariance)
+    d, device = len(covariance), covariance.device
+    covariance, metric, eye = covariance.cpu(), metric.cpu(), torch.eye(len(covariance), dtype=torch.float64)
     r, ones = d // factor, torch.full((d, 1), d**-0.5, dtype=torch.float64)
-    inside = torch.linalg.qr(torch.cat([ones, torch.eye(d, dtype=torch.float64)], 1)).Q[:, 1:d]  # a basis of what is mean-free
-    R = torch.linalg.cholesky(inside.T @ metric @ inside + IDENTITY * torch.eye(d - 1, dtype=torch.float64)).T
+    inside = torch.linalg.qr(torch.cat([ones, eye], 1)).Q[:, 1:d]  # a basis of what is mean-free
+    R = torch.linalg.cholesky(inside.T @ metric @ inside + IDENTITY * eye[1:, 1:]).T
     U = torch.linalg.eigh(R @ inside.T @ covariance @ inside @ R.T).eigenvectors.flip(1)[:, :r]
     best = inside @ torch.linalg.solve_triangular(R, U, upper=True)  # (d, r), the rows' new span
     P = inside @ R.T @ U @ best.T
     kept = kept_directions(d, factor).T
-    old, new = (torch.linalg.qr(torch.cat([ones, first, torch.eye(d, dtype=torch.float64)], 1)).Q[:, :d] for first in (best, kept))  # 1, then `first`, then the rest
+    old, new = (torch.linalg.qr(torch.cat([ones, first, eye], 1)).Q[:, :d] for first in (best, kept))  # 1, then `first`, then the rest
     signs = torch.sign((old[:, :1].T @ ones) * (new[:, :1].T @ ones))
-    return old[:, 1:] @ new[:, 1:].T + signs * (old[:, :1] @ new[:, :1].T), P
+    return (old[:, 1:] @ new[:, 1:].T + signs * (old[:, :1] @ new[:, :1].T)).to(device), P.to(device)
 
 
-def align_attention(teacher: nn.Module, student: nn.Module, x_t: Tensor, x_s: Tensor, factor: int) -> None:
-    """Low-rank heads for one block, then the output projection refitted on what the student's heads give."""
-    attn = student.attn
-    d, heads = attn.embed_dim, attn.num_heads
+class Half:
+    """One half of a block, attention or feed-forward: x → x + writer(… reader(norm(x)) …)."""
+
+    def __init__(self, block: nn.Module, name: str):
+        self.norm, self.module, reader = {"attention": (block.ln_1, block.attn, "c_attn"), "feed_forward": (block.ln_2, block.mlp, "c_fc")}[name]
+        self.reader, self.writer = getattr(self.module, reader), self.module.c_proj
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = self.module(self.norm(x))
+        return x + (out[0] if isinstance(out, tuple) else out)
+
+    def inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the writer reads, and what comes out in the end."""
+        found = []
+        hook = self.writer.register_forward_pre_hook(lambda _module, given: found.append(given[0]))
+        out = self(x)
+        hook.remove()
+        return found[0], out
+
+
+def _write(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+
+
+def correct_reader(half: Half, teacher: Half, x_t: Tensor, x_s: Tensor) -> None:
+    """What reads the student's stream is to give what the teacher's reader makes of the teacher's: least squares between the two normed streams."""
+    weight, bias = teacher.reader.weight.double(), teacher.reader.bias.double()
+    change = least_squares(lambda x_t, x_s: (one(half.norm(x_s)), teacher.norm(x_t) - half.norm(x_s)), x_t, x_s) @ weight
+    _write(half.reader, weight + change[:-1], bias + change[-1])
+
+
+def correct_writer(half: Half, y_t: Tensor, x_s: Tensor, factor: int) -> None:
+    """Change what the writer makes of every factor-th of its inputs so that the student's stream comes next to the teacher's y_t: least squares."""
+
+    def samples(y_t: Tensor, x_s: Tensor) -> tuple[Tensor, Tensor]:
+        read, out = half.inside(x_s)
+        return one(read[..., ::factor]), y_t - out
+
+    change = least_squares(samples, y_t, x_s)
+    _write(half.writer, half.writer.weight + spread(change[:-1], factor, 0), half.writer.bias + change[-1])
+
+
+def shrink_heads(half: Half, teacher: Half, x_s: Tensor, factor: int) -> None:
+    """Low-rank heads: queries and keys by their products with the inputs, values by theirs with the output."""
+    attn, d, heads = half.module, half.module.embed_dim, half.module.num_heads
     e = d // heads
-    seen = in_parts(student.ln_1, x_s)
-    H = gram(seen, one(seen))
-    weight, bias = teacher.attn.c_attn.weight.double(), teacher.attn.c_attn.bias.double()
-    out = teacher.attn.c_proj.weight.double()
+    H = moments(lambda x: (one(half.norm(x)),) * 2, x_s)
+    weight, bias, out = half.reader.weight.double(), half.reader.bias.double(), teacher.writer.weight.double()
     new_weight, new_bias = torch.zeros_like(weight), torch.zeros_like(bias)
     for h in range(heads):
         q, k, v = (slice(part * d + h * e, part * d + (h + 1) * e) for part in range(3))
         a, c = low_rank(torch.cat([weight[:, q], bias[None, q]]), weight[:, k].T, e // factor, H, H[:-1, :-1])  # a constant per query drops out of softmax: no key bias
         new_weight[:, q], new_bias[q], new_weight[:, k] = spread(a[:-1], factor, 1), spread(a[-1:], factor, 1)[0], spread(c.T, factor, 1)
         new_weight[:, v] = spread(low_rank(weight[:, v], out[h * e : (h + 1) * e], e // factor, H[:-1, :-1])[0], factor, 1)
-    with torch.no_grad():
-        attn.c_attn.weight.copy_(new_weight)
-        attn.c_attn.bias.copy_(new_bias)
-    mixed = []
-    hook = attn.c_proj.register_forward_pre_hook(lambda _m, args: mixed.append(args[0]))
-    in_parts(lambda x: attn(student.ln_1(x))[0], x_s)
-    hook.remove()
-    z = torch.cat(mixed)[..., ::factor]
-    target = in_parts(lambda x: x + teacher.attn(teacher.ln_1(x))[0], x_t) - x_s
-    fitted, constant = refit(z, target)
-    with torch.no_grad():
-        attn.c_proj.weight.copy_(spread(fitted, factor, 0))
-        attn.c_proj.bias.copy_(constant)
+    _write(attn.c_attn, new_weight, new_bias)
 
 
-def align_feed_forward(teacher: nn.Module, student: nn.Module, x_t: Tensor, x_s: Tensor, factor: int) -> None:
-    """1/f of the hidden units, by the variance that each adds to the output, then the second map refitted on them."""
-    mlp = student.mlp
-    hidden = in_parts(lambda x: mlp.act(mlp.c_fc(student.ln_2(x))), x_s)
-    H = gram(hidden, one(hidden))
-    variance = H.diagonal()[:-1] / H[-1, -1] - (H[-1, :-1] / H[-1, -1]).square()
-    worth = variance * teacher.mlp.c_proj.weight.double().square().sum(1)
+def shrink_units(half: Half, teacher: Half, x_s: Tensor, factor: int) -> None:
+    """1/f of the hidden units, those that add most variance to the output."""
+
+    def sums(x: Tensor) -> Tensor:  # (1, 2, units)
+        read = half.inside(x)[0].double()
+        return torch.stack([read.sum((0, 1)), read.square().sum((0, 1))])[None]
+
+    mean, square = in_parts(sums, x_s).sum(0) / x_s[..., 0].numel()
+    worth = (square - mean.square()) * teacher.writer.weight.double().square().sum(1)
     keep = worth.argsort(descending=True)[: len(worth) // factor].sort().values
-    target = in_parts(lambda x: x + teacher.mlp(teacher.ln_2(x)), x_t) - x_s
-    fitted, constant = refit(hidden[..., keep], target)
-    with torch.no_grad():
-        mlp.c_fc.weight.copy_(spread(mlp.c_fc.weight[:, keep], factor, 1))
-        mlp.c_fc.bias.copy_(spread(mlp.c_fc.bias[None, keep], factor, 1)[0])
-        mlp.c_proj.weight.copy_(spread(fitted, factor, 0))
-        mlp.c_proj.bias.copy_(constant)
+    _write(half.reader, spread(half.reader.weight[:, keep], factor, 1), spread(half.reader.bias[None, keep], factor, 1)[0])
+
+
+def correct_head(student: nn.Module, teacher: nn.Module, x_t: Tensor, x_s: Tensor) -> None:
+    """The head, which stays dense, reads what is left of the difference."""
+    last_t, last_s = teacher.transformer.ln_f, student.transformer.ln_f
+    change = least_squares(lambda x_t, x_s: (last_s(x_s), last_t(x_t) - last_s(x_s)), x_t, x_s)
+    head = align.head_of(student).weight
+    head.add_((head.double() @ change.T).to(head.dtype))
 
 
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
     """One line for what cannot be aligned."""
     if model.config.model_type != "gpt2":
         raise ValueError(f"init 'aligned' is for GPT-2, not yet for {model.config.model_type}: take init='svd'")
+    if model.device.type in ("mps", "meta"):
+        raise ValueError(f"init 'aligned' sums in float64, which a model on {model.device} cannot: move it with .to('cpu')")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
         raise ValueError("init 'aligned' needs calibration=token ids, an integer tensor (sequences, length) of some 30,000 tokens of text")
-    if model.device.type != "cpu" or ids.device.type != "cpu":
-        raise ValueError(f"init 'aligned' runs on a CPU so far, the model is on {model.device} and the ids on {ids.device}: move both with .to('cpu')")
     if ids.shape[1] > model.config.n_positions or ids.min() < 0 or ids.max() >= model.config.vocab_size:
         raise ValueError(f"calibration ids must be below {model.config.vocab_size} in sequences of at most {model.config.n_positions}, got up to {int(ids.max())} and {ids.shape[1]}")
     if spec.rank != 1 or spec.shapes or spec.ranks or not spec.out_proj or spec.factor < 2:
@@ -156,27 +202,41 @@ def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
         raise ValueError(f"factor {spec.factor} does not divide the heads' size of {size}")
 
 
+SHRINK = {"attention": shrink_heads, "feed_forward": shrink_units}
+
+
 @torch.no_grad()
-def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
-    """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length)."""
+def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor, ingredients: tuple[str, ...] = INGREDIENTS) -> nn.Module:
+    """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length).
+
+    Without "attention" or "feed_forward" among the ingredients those halves of the compressed layers stay dense; "correction"
+    refits what is dense anyway (the other layers, the head) and what reads the stream to the student's own activations.
+    """
     check(model, spec, ids)
-    training = model.training
-    teacher, halved = _turned(model.eval(), spec, ids)
-    model.train(training)
+    training, ids = model.training, ids.to(model.device)
+    teacher, halved = _turned(model, spec, ids)
     teacher.eval()
     teacher.set_attn_implementation("sdpa")  # without a mask this is causal
     student = copy.deepcopy(teacher)
     if halved is not None:
         student.transformer.wte.weight.copy_(student.transformer.wte.weight.double() @ halved)
-    places = torch.arange(ids.shape[1])
+    places = torch.arange(ids.shape[1], device=ids.device)
     x_t, x_s = (m.transformer.wte(ids) + m.transformer.wpe(places) for m in (teacher, student))
-    for index, (dense, block) in enumerate(zip(teacher.transformer.h, student.transformer.h, strict=True)):
-        chosen = index in spec.indices(model.config.n_layer)
-        if chosen:
-            align_attention(dense, block, x_t, x_s, spec.factor)
-        mid_t, mid_s = (in_parts(lambda x, b=b: x + b.attn(b.ln_1(x))[0], x) for b, x in ((dense, x_t), (block, x_s)))
-        if chosen:
-            align_feed_forward(dense, block, mid_t, mid_s, spec.factor)
-        x_t, x_s = (in_parts(lambda x, b=b: x + b.mlp(b.ln_2(x)), x) for b, x in ((dense, mid_t), (block, mid_s)))
+    correct, moved = "correction" in ingredients, halved is not None  # moved: the student's stream is no longer the teacher's
+    for index, blocks in enumerate(zip(teacher.transformer.h, student.transformer.h, strict=True)):
+        for name, shrink in SHRINK.items():
+            dense, half = (Half(block, name) for block in blocks)
+            chosen = name in ingredients and index in spec.indices(model.config.n_layer)
+            if correct and moved:
+                correct_reader(half, dense, x_t, x_s)
+            x_t = in_parts(dense, x_t)
+            if chosen:
+                shrink(half, dense, x_s, spec.factor)
+                _write(half.writer, torch.zeros_like(half.writer.weight), torch.zeros_like(half.writer.bias))
+            if chosen or correct and moved:
+                correct_writer(half, x_t, x_s, spec.factor if chosen else 1)
+            x_s, moved = in_parts(half, x_s), moved or chosen
+    if correct and moved:
+        correct_head(student, teacher, x_t, x_s)
     student.set_attn_implementation(model.config._attn_implementation)
     return student.train(training)

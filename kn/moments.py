@@ -1,27 +1,67 @@
 """Least squares and low-rank products under the second moments of real activations (MATH.md §5): what the aligned starts share.
 
-Row vectors: a sample is a row x (…, n); Gram matrices are (n, n) sums of xᵀ x in float64.
+Row vectors: a sample is a row x (…, n). Samples come from streams (sequences, length, d) a few sequences at a time, so that
+no more than TOKENS samples stand in memory; sums over all of them, and what is solved from them, are float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-RIDGE = 1e-4  # added to a Gram matrix's diagonal, relative to its mean
-ROWS = 32  # sequences at a time
+RIDGE = 1e-3  # added to a Gram matrix's diagonal, relative to its mean
+TOKENS = 4096  # at a time
 
 
-def solve(gram: Tensor, right: Tensor) -> Tensor:
-    """(gram + ridge)⁻¹ right."""
-    ridge = RIDGE * gram.diagonal().mean()
-    return torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), right)
+def parts(streams: tuple[Tensor, ...]):
+    """The streams a few sequences at a time."""
+    return zip(*(stream.split(max(1, TOKENS // stream.shape[1])) for stream in streams), strict=True)
+
+
+@torch.no_grad()
+def in_parts(function: Callable[..., Tensor], *streams: Tensor) -> Tensor:
+    """function over the streams, a few sequences at a time."""
+    return torch.cat([function(*part) for part in parts(streams)])
+
+
+@torch.no_grad()
+def moments(samples: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> Tensor:
+    """Σ xᵀ y (n, m) over all samples (x, y) that `samples` makes of the streams, float64."""
+    return sum(_product(*samples(*part)) for part in parts(streams))
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x.flatten(0, -2), y.flatten(0, -2)
+    return sum((a.T @ b).double() for a, b in zip(x.split(1024), y.split(1024), strict=True))  # few enough rows that float32 rounds far below the ridge
+
+
+def one(x: Tensor) -> Tensor:
+    """x (…, n) with a column of ones after it, for a bias."""
+    return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+
+
+def ridged(gram: Tensor) -> Tensor:
+    """gram + ridge."""
+    return gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+
+
+def least_squares(samples: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> Tensor:
+    """The (n, m) map from x to y over all samples (x, y): (Σ xᵀ x + ridge)⁻¹ Σ xᵀ y, float64."""
+
+    def beside(*part: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = samples(*part)
+        return x, torch.cat([x, y], -1)
+
+    both = moments(beside, *streams)
+    n = len(both)
+    return torch.linalg.solve(ridged(both[:, :n]), both[:, n:])
 
 
 def root(gram: Tensor) -> Tensor:
     """R with Rᵀ R = gram + ridge."""
-    ridge = RIDGE * gram.diagonal().mean()
-    return torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), dtype=gram.dtype)).T
+    return torch.linalg.cholesky(ridged(gram)).T
 
 
 def low_rank(left: Tensor, right: Tensor, r: int, gram_left: Tensor, gram_right: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -31,31 +71,6 @@ def low_rank(left: Tensor, right: Tensor, r: int, gram_left: Tensor, gram_right:
     scale = s[:r].sqrt()
     new_right = scale[:, None] * Vh[:r]
     return torch.linalg.solve_triangular(R, U[:, :r] * scale, upper=True), new_right if S is None else torch.linalg.solve_triangular(S, new_right.T, upper=True).T
-
-
-def gram(*columns: Tensor) -> Tensor:
-    """Σ x xᵀ over all rows, of the columns side by side."""
-    x = torch.cat([c.flatten(0, -2) for c in columns], -1)
-    return torch.stack([part.double().T @ part.double() for part in x.split(8192)]).sum(0)
-
-
-def one(x: Tensor) -> Tensor:
-    """A column of ones beside x (…, n), for a bias."""
-    return torch.ones(*x.shape[:-1], 1, dtype=x.dtype)
-
-
-def refit(z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight (n, m) and bias (m) of the least-squares map from z (…, n) to target (…, m)."""
-    n = z.shape[-1] + 1
-    both = gram(z, one(z), target)
-    found = solve(both[:n, :n], both[:n, n:])
-    return found[:-1], found[-1]
-
-
-@torch.no_grad()
-def in_parts(function, *inputs: Tensor) -> Tensor:
-    """function over ROWS sequences at a time."""
-    return torch.cat([function(*part) for part in zip(*(t.split(ROWS) for t in inputs), strict=True)])
 
 
 def spread(weight: Tensor, factor: int, dim: int) -> Tensor:
