@@ -18,10 +18,11 @@ from transformers import GPT2ForSequenceClassification
 
 from . import align
 from .config import KroneckerSpec
-from .moments import TOKENS, in_parts, least_squares, low_rank, moments, one, spread
+from .moments import in_parts, least_squares, low_rank, moments, one, spread
 
 INGREDIENTS = ("attention", "feed_forward", "correction")  # beside the embedding, which spec.embedding switches
 IDENTITY = 0.1  # added to the sensitivity of the loss to the embedding, relative to its mean
+LOGITS = 1024  # tokens at a time where the head is needed: 0.2 GB over 50,257 words, several times
 SENSITIVE = 8192  # tokens that the sensitivity is measured on: its gradients cost as much as all the rest
 SMOOTHING = 1.0  # counted once more: every token, so that those the calibration text lacks are not forgotten
 
@@ -61,7 +62,7 @@ def sensitivity(teacher: nn.Module, ids: Tensor) -> Tensor:
     A language model's loss is that of the text, a classifier's that of each class, weighted by how likely it finds it.
     """
     training, total, places = teacher.training, 0.0, torch.arange(ids.shape[1], device=ids.device)
-    for part in ids[: max(1, SENSITIVE // ids.shape[1])].split(max(1, TOKENS // ids.shape[1])):
+    for part in ids[: max(1, SENSITIVE // ids.shape[1])].split(max(1, LOGITS // ids.shape[1])):
         x = teacher.eval().transformer.wte(part).detach().requires_grad_()
         with torch.enable_grad():
             given = {"inputs_embeds": x, "position_ids": places.expand_as(part)}
@@ -70,8 +71,8 @@ def sensitivity(teacher: nn.Module, ids: Tensor) -> Tensor:
                 losses = [(logs[:, c] * logs[:, c].detach().exp().sqrt()).sum() for c in range(logs.shape[1])]
             else:
                 losses = [teacher(labels=part, **given).loss * part.numel()]
-            for loss in losses:
-                (g,) = torch.autograd.grad(loss, x, retain_graph=True)
+            for left, loss in enumerate(losses, start=1 - len(losses)):
+                (g,) = torch.autograd.grad(loss, x, retain_graph=left < 0)
                 total = total + moments(lambda g: (g, g), g)
     teacher.train(training)
     return total / total.diagonal().mean()

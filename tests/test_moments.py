@@ -63,4 +63,4 @@ def test_spread_is_a_kronecker_product(factor):
     b = torch.zeros(1, factor, dtype=torch.float64)
     b[0, 0] = 1
     W = random(4, 5)
-    assert torch.equal(moments.spread(W, factor, 1), torch.kron(W, b)) and torch.equal(moments.spread(W, factor, 0), torch.kron(W, b.T.contiguous()))
+    assert torch.equal(moments.spread(W, factor, 1), torch.kron(W, b)) and torch.equal(moments.spread(W, factor, 0), torch.kron(W, b.reshape(factor, 1)))
