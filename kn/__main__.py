@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import corpora, cost, doctor, executors, glue, launch, notebooks, profiles, stages
+from . import corpora, cost, doctor, executors, glue, kinds, launch, notebooks, profiles, stages
 from .sources import SourceError
 from .store import Store, StoreError
 
@@ -19,7 +19,7 @@ def number_list(text: str) -> list[int]:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of table numbers: allowed are 1 to 7, as in --only 4,5") from None
-    wrong = [n for n in numbers if n not in stages.TABLES]
+    wrong = [n for n in numbers if n not in kinds.TABLES]
     if wrong:
         raise argparse.ArgumentTypeError(f"table {wrong[0]} does not exist: allowed are 1 to 7")
     return sorted(set(numbers))
@@ -34,7 +34,7 @@ def positive(text: str) -> int:
 
 def timed(profile: profiles.Profile, store: Store) -> dict:
     """What cost.timing measures, at the precision that the profile's stages will use."""
-    return cost.timing(profile, stages.precision(profile.device), store)
+    return cost.timing(profile, kinds.precision(profile.device), store)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("folder", nargs="?", type=Path, default=None, metavar="PATH", help="mirror, corpus: where to")
     top.add_argument("--wheels", action="store_true", help="mirror: fetch the pinned packages too")
     top.add_argument("--profile", default="mini", metavar="NAME", help=profile)
-    top.add_argument("--only", type=number_list, default=list(stages.TABLES), metavar="4,5", help="tables to make (default: all seven)")
+    top.add_argument("--only", type=number_list, default=list(kinds.TABLES), metavar="4,5", help="tables to make (default: all seven)")
     top.add_argument("--seeds", type=positive, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
     top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, for example pretrain.batch_size=8; may be given several times")
     top.add_argument("--jobs", type=positive, default=None, metavar="N", help="processes of one thread each (default: all processors); with several GPUs each takes one in turn")
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError("mirror needs a folder: python -m kn mirror DIR")
             mirror.make(options.folder)
             if options.wheels:
-                mirror.wheels(options.folder, stages.ROOT / "requirements.txt")
+                mirror.wheels(options.folder, kinds.ROOT / "requirements.txt")
             return 0
         if options.command == "corpus":
             if options.folder is None:
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.glue_scores:
             if profile.source != "mirror":
                 raise ValueError(f"--glue-scores is for the paper profile: {profile.name} scores its test sets itself")
-            glue.read_scores(options.glue_scores, stages.ROWS)
+            glue.read_scores(options.glue_scores, kinds.ROWS)
             os.environ["KN_GLUE_SCORES"] = str(options.glue_scores.absolute())
         if hint := executors.keep_off_gpus(profile.device):
             print(hint)

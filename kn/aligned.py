@@ -108,8 +108,19 @@ class Half:
     """One half of a block, attention or feed-forward: x → x + writer(… reader(norm(x)) …)."""
 
     def __init__(self, block: nn.Module, name: str):
-        self.norm, self.module, reader = {"attention": (block.ln_1, block.attn, "c_attn"), "feed_forward": (block.ln_2, block.mlp, "c_fc")}[name]
-        self.reader, self.writer = getattr(self.module, reader), self.module.c_proj
+        self.norm, self.module, self._reader = {"attention": (block.ln_1, block.attn, "c_attn"), "feed_forward": (block.ln_2, block.mlp, "c_fc")}[name]
+
+    @property
+    def reader(self) -> nn.Module:
+        return getattr(self.module, self._reader)
+
+    @reader.setter
+    def reader(self, layer: nn.Module) -> None:
+        setattr(self.module, self._reader, layer)
+
+    @property
+    def writer(self) -> nn.Module:
+        return self.module.c_proj
 
     def __call__(self, x: Tensor) -> Tensor:
         out = self.module(self.norm(x))
@@ -136,7 +147,7 @@ def correct_reader(half: Half, teacher: Half, x_t: Tensor, x_s: Tensor) -> None:
     _write(half.reader, weight + change[:-1], bias + change[-1])
 
 
-def correct_writer(half: Half, y_t: Tensor, x_s: Tensor, factor: int) -> None:
+def correct_writer(half: Half, y_t: Tensor, x_s: Tensor, factor: int = 1) -> None:
     """Change what the writer makes of every factor-th of its inputs so that the student's stream comes next to the teacher's y_t: least squares."""
 
     def samples(y_t: Tensor, x_s: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,9 +217,21 @@ def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
 SHRINK = {"attention": shrink_heads, "feed_forward": shrink_units}
 
 
+def to_products(half: Half, teacher: Half, name: str, y_t: Tensor, x_s: Tensor, factor: int) -> None:
+    """One half of a compressed layer: a narrow reader, and a writer that makes the teacher's stream y_t of what it gives."""
+    SHRINK[name](half, teacher, x_s, factor)
+    _write(half.writer, torch.zeros_like(half.writer.weight), torch.zeros_like(half.writer.bias))
+    correct_writer(half, y_t, x_s, factor)
+
+
+def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
+    """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length) of calibration text."""
+    return pair(model, spec, ids)[1]
+
+
 @torch.no_grad()
-def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor, ingredients: tuple[str, ...] = INGREDIENTS) -> nn.Module:
-    """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length).
+def pair(model: nn.Module, spec: KroneckerSpec, ids: Tensor, ingredients: tuple[str, ...] = INGREDIENTS, to_smaller=to_products) -> tuple[nn.Module, nn.Module]:
+    """(what `equivalent` gives, what `prepare` gives), and what single ingredients, or other smaller forms than products, do.
 
     Without "attention" or "feed_forward" among the ingredients those halves of the compressed layers stay dense; "correction"
     refits what is dense anyway (the other layers, the head) and what reads the stream to the student's own activations.
@@ -225,19 +248,19 @@ def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor, ingredients: tup
     x_t, x_s = (m.transformer.wte(ids) + m.transformer.wpe(places) for m in (teacher, student))
     correct, moved = "correction" in ingredients, halved is not None  # moved: the student's stream is no longer the teacher's
     for index, blocks in enumerate(zip(teacher.transformer.h, student.transformer.h, strict=True)):
-        for name, shrink in SHRINK.items():
+        for name in SHRINK:
             dense, half = (Half(block, name) for block in blocks)
-            chosen = name in ingredients and index in spec.indices(model.config.n_layer)
             if correct and moved:
                 correct_reader(half, dense, x_t, x_s)
-            x_t = in_parts(dense, x_t)
+            x_t, chosen = in_parts(dense, x_t), name in ingredients and index in spec.indices(model.config.n_layer)
             if chosen:
-                shrink(half, dense, x_s, spec.factor)
-                _write(half.writer, torch.zeros_like(half.writer.weight), torch.zeros_like(half.writer.bias))
-            if chosen or correct and moved:
-                correct_writer(half, x_t, x_s, spec.factor if chosen else 1)
+                to_smaller(half, dense, name, x_t, x_s, spec.factor)
+            elif correct and moved:
+                correct_writer(half, x_t, x_s)
             x_s, moved = in_parts(half, x_s), moved or chosen
     if correct and moved:
         correct_head(student, teacher, x_t, x_s)
-    student.set_attn_implementation(model.config._attn_implementation)
-    return student.train(training)
+    for made in (teacher, student):
+        made.set_attn_implementation(model.config._attn_implementation)
+        made.train(training)
+    return teacher, student

@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import mirror, stages
+from . import kinds, mirror
 from .real import mirror_folder
 from .sources import SourceError
 from .store import Store, StoreError
@@ -79,7 +79,7 @@ def assets() -> list[Finding]:
     found: list[Finding] = []
     for name in ("teacher", "baseline", "tokenizer"):
         try:
-            stages.asset_digest(stages.ASSETS / "mini" / name)
+            kinds.asset_digest(kinds.ASSETS / "mini" / name)
             found.append(("ok", f"kn/assets/mini/{name} is intact"))
         except StoreError as error:
             found.append(("error", str(error)))
@@ -100,7 +100,7 @@ def examine(profile: str = "mini") -> list[Finding]:
     home = Store().home
     python = ".".join(map(str, sys.version_info[:2]))
     first: Finding = ("ok", f"Python {python}") if (3, 11) <= sys.version_info[:2] <= (3, 13) else ("warning", f"Python {python}: 3.11 to 3.13 are the tested ones")
-    found = [first, pins(stages.ROOT / "requirements.txt"), store_state(home), room(profile, home), memory(), *assets(), accelerator(profile)]
+    found = [first, pins(kinds.ROOT / "requirements.txt"), store_state(home), room(profile, home), memory(), *assets(), accelerator(profile)]
     return found + (mirror_state(mirror_folder()) if profile == "paper" or os.environ.get("KN_MIRROR") else [])
 
 

@@ -147,13 +147,21 @@ def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibratio
     head = model.get_output_embeddings()
     if spec.head == "tied" and head is not None and head.weight is not model.get_input_embeddings().weight:
         raise ValueError("head 'tied' needs a teacher whose head is its embedding: this one's is a matrix of its own, so take head='dense'")
-    student_class, made = students[type(model)], card.provenance(model)
+    made = card.provenance(model)
     if spec.init == "aligned":
         from .aligned import prepare
 
         model = prepare(model, spec, calibration)
+    student = factor(model, spec)
+    student.config.provenance = made
+    return student
+
+
+def factor(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
+    """The compressed model whose matrices are the Kronecker products nearest to this one's, whatever it was started from: what `compress` ends with."""
+    student_class = import_module(f".{FAMILIES[model.config.model_type]}", __package__).STUDENTS[type(model)]
     fields = {k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "architectures", "tie_word_embeddings")}
-    config = student_class.config_class(**fields, kronecker=asdict(spec), provenance=made)
+    config = student_class.config_class(**fields, kronecker=asdict(spec))
     config._attn_implementation = model.config._attn_implementation
     with torch.device(model.device):
         student = student_class(config).to(model.dtype)

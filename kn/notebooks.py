@@ -10,10 +10,10 @@ import time
 import traceback
 from pathlib import Path
 
-from . import report, site, stages
+from . import kinds, report, site, stages
 from .store import Stage, Store, environment, peak_bytes
 
-SOURCE = stages.ROOT / "notebooks"
+SOURCE = kinds.ROOT / "notebooks"
 
 
 def key_of(source: Path, parameters: dict, plan: list[Stage]) -> str:
@@ -64,9 +64,9 @@ def run_all(profile: str, tables: list[int], seeds: int, plan: list[Stage], stor
     except (OSError, ValueError):
         state = {}
     done, failures, parameters = state.get("notebooks", {}), [], {"profile": profile, "seeds": seeds}
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(stages.ROOT), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(kinds.ROOT), os.environ.get("PYTHONPATH"))))
     started = time.monotonic()
-    names = [f"table{n}" for n in tables] + (["00_start_here"] if list(tables) == list(stages.TABLES) else [])
+    names = [f"table{n}" for n in tables] + (["00_start_here"] if list(tables) == list(kinds.TABLES) else [])
     overrides = stages.environment_overrides()
     scores = Path(os.environ["KN_GLUE_SCORES"]).read_text() if os.environ.get("KN_GLUE_SCORES") else ""
     for name in names:

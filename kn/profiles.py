@@ -104,6 +104,18 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class Beyond:
+    """What the two notebooks beyond the paper run; shares are of the light pre-training's tokens."""
+
+    calibration: int = 256  # rows of text that the aligned start looks at
+    learning_rate: float = 1e-4  # of training from an aligned start: near its optimum the SVD start's rate does harm (LOG.md)
+    shares: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)  # trainings from either start
+    glue_shares: tuple[float, ...] = (0.0, 0.1, 1.0)  # those of them (0: no training) that are fine-tuned on tasks
+    tasks: tuple[str, ...] = ("rte", "mnli")
+    share: float = 0.3  # training of every model in the comparison of sizes
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Training a GPT-2 from nothing: batches of whole rows, Muon and AdamW, gradient norm at most 1."""
 
@@ -139,6 +151,7 @@ class Profile:
     finetune_glue: Training
     readings: Readings
     glue: Glue
+    beyond: Beyond = Beyond()
     hardware: Hardware = Hardware()
     device: str = "cpu"  # "cpu", or "auto": a GPU where there is one
     source: str = "documentation"  # or "mirror": the hub's models and data
@@ -176,6 +189,7 @@ TEST = dataclasses.replace(
     ablation=dataclasses.replace(MINI.ablation, max_steps=2),
     finetune_lm=dataclasses.replace(MINI.finetune_lm, max_steps=2),
     finetune_glue=dataclasses.replace(MINI.finetune_glue, max_steps=2),
+    beyond=Beyond(calibration=8),
     glue=Glue(sizes={task: (24, 16, 16) for task in SIZES}),
 )
 # GLUE's own sizes, for estimates of cost (each of MNLI's two dev and test sets)

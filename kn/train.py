@@ -156,9 +156,9 @@ def describe(model, folder: Path) -> dict:
     return {"parameters": count_parameters(model), "bytes": evaluate.disk_bytes(folder), "shapes": evaluate.shapes(model)}
 
 
-def perplexities(model, rows: dict, precision: str, groups=("web", "wiki")) -> dict:
+def perplexities(model, rows: dict, precision: str, groups=("web", "wiki"), splits=("valid", "test")) -> dict:
     """Perplexity on valid and test of each domain; all of wiki's test text (Tables 4 and 7), else the first WINDOWS windows."""
-    return {g: {s: evaluate.perplexity(model, rows[f"{g}_{s}"][: None if (g, s) == ("wiki", "test") else WINDOWS], precision) for s in ("valid", "test")} for g in groups}
+    return {g: {s: evaluate.perplexity(model, rows[f"{g}_{s}"][: None if (g, s) == ("wiki", "test") else WINDOWS], precision) for s in splits} for g in groups}
 
 
 def save(student, folder: Path, stage: Stage, store: Store, found: dict) -> None:
@@ -262,7 +262,7 @@ def finetune_glue(stage: Stage, folder: Path, store: Store) -> dict:
     """One row and one task of Tables 5-7: fine-tune, score on dev, predict test into submission files."""
     settings, task = settings_of(stage), stage["task"]
     set_seed(stage["seed"])
-    source = next(i for i in stage.inputs if i.kind in ("pretrained", "pretrain", "decompose"))
+    source = next(i for i in stage.inputs if i.kind in ("pretrained", "pretrain", "decompose", "aligned", "heal"))
     labels = len(glue.TASKS[task].labels)
     model = load_model(store.folder(source) / "model", "glue", labels)
     splits, encoded = glue_data(store, stage, settings)

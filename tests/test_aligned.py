@@ -9,7 +9,7 @@ from conftest import tiny_gpt2
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from kn import KroneckerLinear, KroneckerSpec, aligned, compress, count_parameters
-from kn.stages import ASSETS
+from kn.kinds import ASSETS
 
 IDS = torch.randint(1, 50, (40, 12), generator=torch.Generator().manual_seed(5))
 ALIGNED = KroneckerSpec(init="aligned")
@@ -85,7 +85,7 @@ def test_every_ingredient_brings_the_stream_nearer():
     @torch.no_grad()
     def distance(ingredients, layers="all"):
         spec = KroneckerSpec(init="aligned", layers=layers)
-        same, student = aligned.equivalent(teacher, spec, IDS), aligned.prepare(teacher, spec, IDS, ingredients)
+        same, student = aligned.pair(teacher, spec, IDS, ingredients)
         x_t, x_s = (m.transformer(IDS, output_hidden_states=True).hidden_states[-2] for m in (same, student))
         return float((x_t - x_s).square().mean())
 
@@ -93,8 +93,8 @@ def test_every_ingredient_brings_the_stream_nearer():
     for layers in ("odd", "all"):
         assert distance(aligned.INGREDIENTS, layers) < distance(("attention", "feed_forward"), layers)
     spec = KroneckerSpec(init="aligned", embedding=False)
-    nothing = aligned.prepare(teacher, spec, IDS, ("correction",))
-    assert all(torch.equal(a, b) for a, b in zip(nothing.parameters(), aligned.equivalent(teacher, spec, IDS).parameters(), strict=True))
+    same, nothing = aligned.pair(teacher, spec, IDS, ("correction",))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(nothing.parameters(), same.parameters(), aligned.equivalent(teacher, spec, IDS).parameters(), strict=True))
 
 
 def test_mini_s_model_needs_no_healing(mini):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from kn import profiles, ranks, stages, train
+from kn import kinds, profiles, ranks, train
 from kn.store import Stage, Store
 
 STEPS = 12
@@ -15,7 +15,7 @@ STEPS = 12
 def plan(processes):
     """The test profile with enough steps to differ in, in float32 so that rounding stays small."""
     longer = dataclasses.replace(profiles.TEST.pretrain, max_steps=STEPS)
-    made = stages.Plan(dataclasses.replace(profiles.TEST, pretrain=longer, ablation=longer, hardware=profiles.Hardware(processes=processes)))
+    made = kinds.Plan(dataclasses.replace(profiles.TEST, pretrain=longer, ablation=longer, hardware=profiles.Hardware(processes=processes)))
     made.precision = "fp32"
     return made
 

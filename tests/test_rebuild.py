@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 
-from kn import corpora, profiles, rebuild, stages
+from kn import corpora, kinds, profiles, rebuild
 from kn.store import Store
 from kn.train import load_model
 
@@ -48,7 +48,7 @@ def test_rebuild_from_text_to_assets(tmp_path):
         assert rebuild.rebuild(store, tmp_path / "extra", profile, (TINY, replace(TINY, steps=4))) == 0
         sums = (store.home / "rebuild" / "mini" / "SHA256SUMS").read_text()
     assets = store.home / "rebuild" / "mini"
-    assert stages.asset_digest.__wrapped__(assets / "teacher") == rebuild.file_sha256(assets / "SHA256SUMS") and "baseline/model.safetensors" in sums
+    assert kinds.asset_digest.__wrapped__(assets / "teacher") == rebuild.file_sha256(assets / "SHA256SUMS") and "baseline/model.safetensors" in sums
     teacher, baseline = load_model(assets / "teacher"), load_model(assets / "baseline")
     assert teacher.config.n_layer == 2 and baseline.config.n_layer == 1 and teacher.config.vocab_size == 400
     measured = {name: json.loads((assets / name / "recipe.json").read_text())["measured"] for name in ("teacher", "baseline")}

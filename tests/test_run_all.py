@@ -12,7 +12,7 @@ import time
 import pytest
 from conftest import ROOT, known_speed
 
-from kn import profiles, stages
+from kn import kinds, profiles
 
 
 def kn(*arguments, home, timeout=300, **environment):
@@ -71,7 +71,7 @@ def test_unwritable_reports(tmp_path):
 
 @pytest.mark.parametrize(("what", "message"), [("damage", "is damaged"), ("delete", "is missing")])
 def test_damaged_assets(tmp_path, monkeypatch, what, message):
-    shutil.copytree(stages.ASSETS, tmp_path / "assets")
+    shutil.copytree(kinds.ASSETS, tmp_path / "assets")
     target = tmp_path / "assets" / "mini" / "teacher" / "model.safetensors"
     if what == "damage":
         content = bytearray(target.read_bytes())
@@ -79,10 +79,10 @@ def test_damaged_assets(tmp_path, monkeypatch, what, message):
         target.write_bytes(bytes(content))
     else:
         target.unlink()
-    monkeypatch.setattr(stages, "ASSETS", tmp_path / "assets")
-    monkeypatch.setattr(stages, "ROOT", tmp_path)
-    with pytest.raises(stages.StoreError, match=message + ".*git checkout"):
-        stages.asset_digest(tmp_path / "assets" / "mini" / "teacher")
+    monkeypatch.setattr(kinds, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(kinds, "ROOT", tmp_path)
+    with pytest.raises(kinds.StoreError, match=message + ".*git checkout"):
+        kinds.asset_digest(tmp_path / "assets" / "mini" / "teacher")
 
 
 def finished(home):

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from kn import glue, profiles, stages, train, twins
+from kn import glue, kinds, profiles, train, twins
 from kn.store import Store
 
 SIZES = dict.fromkeys(glue.TASKS, (240, 80, 80))
@@ -48,7 +48,7 @@ def made():
 @pytest.fixture(scope="module")
 def real():
     """The twins of mini's own text, as its stage made them; the mini run at the end of the suite takes them from the store."""
-    plan = stages.Plan(profiles.MINI)
+    plan = kinds.Plan(profiles.MINI)
     store = Store().open()
     for item in (plan.corpus, plan.twins):
         store.make(item, train.WORK[item.kind])
