@@ -211,13 +211,13 @@ class Plan:
         settings = self.train_settings(training, compression={**dataclasses.asdict(p.compression), "embedding_factor": 2, **spec}, share=share, **self.calibration())
         return stage("compressed", settings, (self.corpus, self.pretrained("teacher")), cost, hints=self.hints, amount=(math.ceil(share * steps), share * tokens), method=method, spec=name, seed=seed)
 
-    def beyond(self, name: str, seeds: range) -> list[Stage]:
+    def beyond(self, name: str, seeds: range, tasks: tuple[str, ...]) -> list[Stage]:
         """The stages a notebook beyond the paper reads."""
         if name == "beyond_compression":
             return [self.pretrained("teacher"), self.pretrained("baseline"), *(self.compressed(*size, seed) for seed in seeds for size in SIZES)]
         wanted = self.profile.beyond
         found = [self.started(start, share, seed) for seed in seeds for start in STARTS for share in (0.0, *wanted.shares)]
-        found += [self.finetune_glue(row_of(start, share), task, seed) for seed in seeds for start in STARTS for share in wanted.glue_shares for task in wanted.tasks]
+        found += [self.finetune_glue(row_of(start, share), task, seed) for seed in seeds for start in STARTS for share in wanted.glue_shares for task in wanted.tasks if task in tasks]
         return [self.corpus, self.pretrained("teacher"), *found]
 
     def source(self, row: str, seed: int) -> Stage:
@@ -269,7 +269,7 @@ class Plan:
     def table(self, number: int | str, seeds: range, tasks: tuple[str, ...]) -> list[Stage]:
         """The stages Table `number`, or a notebook beyond the tables, reads (not what those need in turn)."""
         if number in BEYOND:
-            return self.beyond(number, seeds)
+            return self.beyond(number, seeds, tasks)
         glue = [self.finetune_glue(row, task, seed) for seed in seeds for row in ROWS for task in tasks]
         if number == 1:
             return [self.shapes]

@@ -10,7 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
-from . import kinds, report, site, stages
+from . import kinds, profiles, report, site, stages
 from .store import Stage, Store, environment, peak_bytes
 
 SOURCE = kinds.ROOT / "notebooks"
@@ -19,7 +19,7 @@ SOURCE = kinds.ROOT / "notebooks"
 def key_of(source: Path, parameters: dict, plan: list[Stage]) -> str:
     """Hash over the notebook's source cells, its parameters, its stages and the code that renders them."""
     cells = [cell["source"] for cell in json.loads(source.read_text())["cells"]]
-    code = [p.read_text() for p in sorted(Path(__file__).parent.rglob("*")) if p.name in ("report.py", "tables.py", "site.py", "plots.py") or p.suffix == ".csv"]
+    code = [p.read_text() for p in sorted(Path(__file__).parent.rglob("*")) if p.name in ("report.py", "tables.py", "findings.py", "site.py", "plots.py") or p.suffix == ".csv"]
     return hashlib.sha256(json.dumps([cells, parameters, [s.path for s in plan], code]).encode()).hexdigest()[:16]
 
 
@@ -54,7 +54,7 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     return failure
 
 
-def run_all(profile: str, tables: list[int], seeds: int, plan: list[Stage], store: Store) -> int:
+def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage], store: Store) -> int:
     """Execute the tables' notebooks, then write the index and run.json; 1 if any notebook failed, else 0."""
     folder = stages.report_folder(profile)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def run_all(profile: str, tables: list[int], seeds: int, plan: list[Stage], stor
     done, failures, parameters = state.get("notebooks", {}), [], {"profile": profile, "seeds": seeds}
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(kinds.ROOT), os.environ.get("PYTHONPATH"))))
     started = time.monotonic()
-    names = [f"table{n}" for n in tables] + (["00_start_here"] if list(tables) == list(kinds.TABLES) else [])
+    names = [site.file_of(n) for n in tables] + (["00_start_here"] if set(kinds.TABLES) <= set(tables) else [])
     overrides = stages.environment_overrides()
     scores = Path(os.environ["KN_GLUE_SCORES"]).read_text() if os.environ.get("KN_GLUE_SCORES") else ""
     for name in names:
@@ -85,7 +85,8 @@ def run_all(profile: str, tables: list[int], seeds: int, plan: list[Stage], stor
             done[name] = key
     found = [item for item in plan if store.has(item)]
     records = stages.records(store, found)
-    page = report.write_index(records, profile, folder)
+    everything, _ = stages.plan(profiles.load(profile, overrides), (*kinds.TABLES, *kinds.BEYOND), seeds)  # the index shows what earlier runs made, too
+    page = report.write_index(stages.records(store, [item for item in everything if store.has(item)]), profile, folder)
     walls = [r["provenance"]["wall_seconds"] for r in records]
     peaks = [r["provenance"]["peak_bytes"] for r in records]
     summary = {

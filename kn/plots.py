@@ -73,6 +73,100 @@ def speed(frame: pandas.DataFrame) -> matplotlib.figure.Figure:
     return plot
 
 
+def beyond(name: str, frame: pandas.DataFrame) -> matplotlib.figure.Figure:
+    """beyond_alignment: what each ingredient costs, and perplexity against tokens; beyond_compression: perplexity against size, as made and after a short training."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    known = frame[frame["ours"].notna()]
+    with matplotlib.rc_context(LOOK):
+        plot = Figure(figsize=(9, 3.8 if name == "beyond_alignment" else 4.6), layout="constrained")
+        axes = plot.subplots(1, 2)
+        if name == "beyond_alignment":
+            _ingredients(axes[0], known)
+            _training(axes[1], known)
+        else:
+            for axis, when in zip(axes, ("as made", "trained"), strict=True):
+                _sizes(axis, known, when)
+            if axes[0].has_data():
+                plot.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7.5, columnspacing=1.2, handletextpad=0.3)
+        for axis in axes:
+            if not axis.has_data():
+                axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes)
+                axis.set(xticks=[], yticks=[])
+    return plot
+
+
+def _ingredients(axis: Any, frame: pandas.DataFrame) -> None:
+    """Perplexity before any training over the teacher's, the SVD start's too, one line each; two domains."""
+    chosen = frame[frame["column"].str.startswith("times") & ~frame["row"].str.contains("pre-training|teacher")].iloc[::-1]
+    rows = list(dict.fromkeys(chosen["row"]))
+    for at, (column, lines) in enumerate(chosen.groupby("column", sort=True)):
+        places = [rows.index(row) + 0.12 - 0.24 * at for row in lines["row"]]
+        axis.errorbar(lines["ours"].astype(float), places, xerr=lines["sd"].fillna(0), fmt="os"[at], color=PALETTE[at], ms=5, capsize=2, label=column.rpartition(", ")[2])
+    if rows:
+        _plain_log(axis, "x")
+        axis.axvline(1, color=INK, lw=1)
+        axis.set_yticks(range(len(rows)), [row.removeprefix("Aligned: ").replace(": all, dense", ":\nall, dense").replace("feed-forward, attention", "feed-\nforward, attention") for row in rows])
+        axis.set(xlabel="times the teacher's perplexity, no training (log axis)")
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
+
+
+def _training(axis: Any, frame: pandas.DataFrame) -> None:
+    """Perplexity on web text against the share of the light pre-training, from both starts."""
+    chosen = frame[frame["column"].str.startswith("web text")]
+    for at, start in enumerate(("SVD start", "Aligned start")):
+        lines = chosen[chosen["row"].str.startswith(start)]
+        shares = [row.partition(" + ")[2].partition(" ")[0] or "0" for row in lines["row"]]
+        if shares:
+            axis.errorbar(shares, lines["ours"].astype(float), yerr=lines["sd"].fillna(0), fmt="-" + "os"[at], color=PALETTE[at], ms=5, capsize=2, label=start)
+    for value in chosen.loc[chosen["row"] == "GPT-2 (teacher)", "ours"]:
+        axis.axhline(value, color=INK, lw=1, ls=":", label="teacher")
+    if axis.has_data():
+        _plain_log(axis, "y")
+        axis.set(xlabel="share of the light pre-training (0: none)", ylabel="test perplexity, web text (log axis)")
+        axis.legend(loc="upper right")
+
+
+WAYS = {"Aligned start": PALETTE[0], "SVD start": PALETTE[1], "Narrow (pruned, refitted)": PALETTE[5], "Low-rank products": PALETTE[4]}
+
+
+def _sizes(axis: Any, frame: pandas.DataFrame, when: str) -> None:
+    """Perplexity on web text against parameters: a colour for each way, filled for odd layers, hollow for all; the factor beside each."""
+    sizes = frame[frame["column"] == "parameters"].set_index("row")["ours"].astype(float)
+    values = frame[frame["column"] == f"{when}, web"].set_index("row")[["ours", "sd"]].astype(float)
+    for way, colour in WAYS.items():
+        rows = [row for row in values.index if row.startswith(way + ", ")]
+        for layers, mark in (("odd", "o"), ("all", "s")):
+            part = [row for row in rows if f", {layers} layers" in row]
+            if part:
+                face = colour if layers == "odd" else "none"
+                axis.errorbar(
+                    sizes[part],
+                    values.loc[part, "ours"],
+                    yerr=values.loc[part, "sd"].fillna(0),
+                    fmt=mark,
+                    mfc=face,
+                    color=colour,
+                    ms=5,
+                    capsize=2,
+                    label=f"{way.partition(' (')[0].removesuffix(' products')}, {layers} layers",
+                )
+        for row in rows:
+            note = row.partition("layers, ")[2].replace("factor ", "").replace(", rank", " rank").replace(", tied head", " tied")
+            below = way == "Narrow (pruned, refitted)"  # it lies on the aligned start
+            axis.annotate(note, (sizes[row], values.loc[row, "ours"]), xytext=(4, -9 if below else 3), textcoords="offset points", fontsize=7, color=colour)
+    for at, row in enumerate(("GPT-2 (teacher)", "DistilGPT2")):
+        if row in sizes.index:
+            value = float(frame.loc[(frame["row"] == row) & (frame["column"] == "as made, web"), "ours"].iloc[0])
+            axis.plot(sizes[row], value, "D" if at else "*", color=INK, ms=5 if at else 8)
+            axis.annotate(row.partition(" (")[0], (sizes[row], value), xytext=(0, -10), textcoords="offset points", fontsize=7, ha="right" if not at else "center")
+    if len(values):
+        _plain_log(axis, "y")
+        axis.set(xlabel="parameters without the output embedding, M", ylabel="test perplexity, web text (log axis)", title=when if when == "as made" else "after a short training")
+        axis.title.set_fontsize(9)
+
+
 def _draw(number: int, frame: pandas.DataFrame, records: list[dict], axes: list) -> None:
     if number == 1:
         counts = frame[frame["metric"] == "count"]

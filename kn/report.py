@@ -7,7 +7,7 @@
     plot(4, records)                          a matplotlib figure
     fixed(frame)                              what of a table cannot move between machines
     show(frame)                               a table or the trends, for display in a notebook
-    write_table(…), write_index(…)            CSV and HTML, each file written whole or not at all
+    write_table(…), write_beyond(…), write_index(…)    CSV and HTML, each file written whole or not at all
 
 One rule everywhere: a difference holds if the 95 % interval of the seed-paired difference leaves 0 on the claimed side;
 perplexities are compared as ratios, so by the difference of their logarithms.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas
 
 __all__ = [
-    "COLUMNS", "average", "compare", "fixed", "informative", "interval", "plot", "show", "table", "trends", "write_index", "write_table",
+    "COLUMNS", "average", "compare", "fixed", "informative", "interval", "plot", "plot_beyond", "show", "table", "trends", "write_beyond", "write_index", "write_table",
 ]  # fmt: skip
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"  # speed-<device>.csv, shown on the index page
@@ -104,7 +104,8 @@ def trends(records: list[dict]) -> pandas.DataFrame:
 
 def fixed(frame: pandas.DataFrame) -> dict[str, Any]:
     """What of a table cannot move between machines: its size, names, printed values, shapes, counts and hyper-parameters."""
-    cells = set(printed(int(frame["table"].iloc[0]))[["row", "column"]].itertuples(index=False, name=None))
+    number = frame["table"].iloc[0]
+    cells = set() if isinstance(number, str) else set(printed(int(number))[["row", "column"]].itertuples(index=False, name=None))
     paper = [line.paper for line in frame.drop_duplicates(["row", "column"]).itertuples() if (line.row, line.column) in cells]
     facts = {"lines and columns": frame.shape, "columns": ", ".join(frame.columns)}
     facts |= {"rows": " | ".join(dict.fromkeys(frame["row"])), "cells per row": " | ".join(dict.fromkeys(frame["column"]))}
@@ -141,11 +142,28 @@ def write_table(number: int, records: list[dict], profile: str, folder: str | os
     return _write(Path(folder) / f"table{number}.html", site.table_page(number, frame, records, profile, plot(number, records)))
 
 
+def plot_beyond(name: str, frame: pandas.DataFrame) -> matplotlib.figure.Figure:
+    """The picture that goes with a notebook beyond the tables, of its table."""
+    from kn import plots
+
+    return plots.beyond(name, frame)
+
+
+def write_beyond(name: str, records: list[dict], profile: str, folder: str | os.PathLike) -> Path:
+    """Writes <name>.csv, <name>_claims.csv and <name>.html into a folder and returns the path of the page."""
+    from kn import findings, site
+
+    frame, claims = findings.table(name, records), findings.claims(name, records)
+    _write(Path(folder) / f"{name}.csv", frame.to_csv(index=False))
+    _write(Path(folder) / f"{name}_claims.csv", claims.to_csv(index=False))
+    return _write(Path(folder) / f"{name}.html", site.table_page(name, frame, records, profile, plot_beyond(name, frame), claims))
+
+
 def write_index(records: list[dict], profile: str, folder: str | os.PathLike) -> Path:
     """Writes index.html (trends, all tables, plots), records.html and trends.csv into a folder and returns the index's path."""
     import pandas
 
-    from kn import plots, site
+    from kn import findings, plots, site
 
     claims = trends(records)
     tables = {number: table(number, records, profile) for number in range(1, 8)}
@@ -154,7 +172,10 @@ def write_index(records: list[dict], profile: str, folder: str | os.PathLike) ->
     _write(Path(folder) / "records.html", site.records_page(records, profile))
     measured = [pandas.read_csv(file) for file in sorted(BENCHMARKS.glob("speed-*.csv"))]
     speeds = "".join(site.speed_section(frame, plots.speed(frame)) for frame in measured)
-    return _write(Path(folder) / "index.html", site.index_page(tables, pictures, claims, records, profile, speeds))
+    run = {"beyond_alignment": "aligned", "beyond_compression": "compressed"}  # what is there only where the notebook has run
+    beyond = {name: findings.table(name, records) for name, stage in run.items() if any(record["stage"] == stage for record in records)}
+    shown = {name: (frame, plots.beyond(name, frame), findings.claims(name, records)) for name, frame in beyond.items()}
+    return _write(Path(folder) / "index.html", site.index_page(tables, pictures, claims, records, profile, speeds, shown))
 
 
 def _write(path: Path, text: str) -> Path:

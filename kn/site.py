@@ -40,6 +40,18 @@ NOTES = {
     6: "In per cent, predicted first and scored afterwards; the files for GLUE's server lie as submission.zip in each score stage. Uninformative tasks are those of Table 5.",
     7: "Pre-training on WikiText-103, perplexity directly after it, MNLI fine-tuned afterwards without distillation. The first row is the SVD start.",
 }
+BEYOND = {
+    "beyond_alignment": "Beyond the paper: a start that needs no healing",
+    "beyond_compression": "Beyond the paper: quality against size",
+}
+NOTES |= {
+    "beyond_alignment": "The aligned start chooses, of all weight settings of one GPT-2, the one nearest to Kronecker form under real activations. Test text, lower is better; "
+    "shares are of the light pre-training with LM + KD, beside the teacher (SVD start) or the teacher in the aligned basis (aligned start), each at its own learning rate. "
+    "Scores are dev scores of the twins, fine-tuned without distillation. The calibration text is drawn anew for each seed.",
+    "beyond_compression": "Each model as it was made and after a short LM + KD. <em>Narrow</em> is the aligned start with B left as it was, (1, 0, …): what pruning hidden units, low-rank "
+    "heads and a low-rank embedding give, refitted. <em>Low-rank products</em> have two thin factors a matrix, activation-weighted, with the same corrections and calibration text. "
+    "The embedding's factor is 2 throughout.",
+}  # fmt: skip
 TABLE_STYLE = """
 .kn{color-scheme:light dark;--page:#fbfaf7;--ink:#22262b;--soft:#656c75;--line:#dedbd3;--rule:#22262b;--link:#0b5c8a;--banner:#fff3d6;--edge:#d9a520;
 --held:#1e6b3a;--failed:#a52a2a;--mark:#e8f1f7;--sans:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
@@ -52,7 +64,7 @@ background:var(--page);color:var(--ink)}
 .kn thead th.key{min-width:0!important}
 .kn thead th{white-space:normal;min-width:4.6rem;max-width:10rem;border-bottom:1px solid var(--rule);font-weight:600;vertical-align:bottom}
 .kn tbody tr+tr>*{border-top:1px solid var(--line)}
-.kn table.wide{font-size:.93em}
+.kn table.wide{font-size:.93em}.kn .named th:first-child{min-width:13rem;max-width:20rem}
 .kn tbody tr:nth-child(n){background:none}.kn th:first-child{position:sticky;left:0;z-index:1;background:var(--page);text-align:left;font-weight:600;
 white-space:normal;hyphens:auto;min-width:7.6rem;max-width:13rem}.kn td>span,.kn td>a{display:block}.kn .key,.kn .paper,.kn .delta{color:var(--soft)}
 .kn td.key{font-size:.92em;line-height:1.63;text-align:left;padding-left:.2rem;padding-right:0}.kn .ours{font-weight:600;color:var(--ink);text-decoration:none}
@@ -76,7 +88,7 @@ figure{margin:1.2rem 0 0}figure>div{overflow-x:auto}figure svg{display:block;wid
 .record td{text-align:left!important;white-space:normal!important;overflow-wrap:anywhere;min-width:6rem;max-width:34rem}
 .record tbody th{max-width:none!important;overflow-wrap:anywhere;font-weight:400!important;color:var(--soft)}
 :target{background:var(--mark)}@media(max-width:600px){body{font-size:16px}.kn th,.kn td{padding:.4rem .5rem}
-.kn th:first-child{min-width:5.2rem;max-width:6.2rem}h1{font-size:1.5rem}main,nav>div{padding-left:.9rem;padding-right:.9rem}}
+.kn th:first-child,.kn .named th:first-child{min-width:5.2rem;max-width:6.2rem}h1{font-size:1.5rem}main,nav>div{padding-left:.9rem;padding-right:.9rem}}
 """
 
 
@@ -135,32 +147,34 @@ def _grid(frame: pandas.DataFrame, links: dict[str, str]) -> str:
     head = "".join(f'<th scope="col">{escape(c)}{"<br><span class=tag>uninformative</span>" if c in dull else ""}</th>' for c in columns)
     lines = {(line.row, line.column): line for line in first.itertuples()}
     paper = {(line.row, line.column): "" if line.paper is None or line.paper != line.paper else str(line.paper) for line in first.itertuples()}
-    paper |= {(source.row, source.column): source.value for source in printed(int(first["table"].iloc[0])).itertuples()}  # 65.0 and not 65
-    rows = []
+    if first["table"].iloc[0] not in BEYOND:
+        paper |= {(source.row, source.column): source.value for source in printed(int(first["table"].iloc[0])).itertuples()}  # 65.0 and not 65
+    rows, compared = [], bool(first["paper"].notna().any())
     for row in dict.fromkeys(first["row"]):
         present = [lines.get((row, column)) for column in columns]
         lines_here = [line for line in present if line is not None]
         beside = any(line.paper is not None and line.paper == line.paper for line in lines_here)
         keys = ("paper",) * beside + ("ours",) + ("Δ",) * any(line.delta == line.delta for line in lines_here)
-        key = "".join(f"<span>{word}</span>" for word in keys)
-        unit = f" <span class=tag>{escape(lines_here[0].unit)}</span>" if lines_here[0].unit in ("M", "MB") else ""
+        key = "".join(f"<span>{word}</span>" for word in keys) if compared else ""
+        units = {line.unit for line in lines_here}
+        unit = f" <span class=tag>{escape(*units)}</span>" if len(units) == 1 and units <= {"M", "MB"} else ""
         cells = "".join("<td></td>" if line is None else cell(line, links, keys, paper[row, line.column]) for line in present)
         rows.append(f'<tr><th scope="row">{escape(row)}{unit}</th><td class="key">{key}</td>{cells}</tr>')
-    wide = ' class="wide"' if len(columns) > 8 else ""
+    wide = ' class="wide"' if len(columns) > 8 else "" if compared else ' class="named"'
     head = f'<thead><tr><th></th><th class="key"></th>{head}</tr></thead>'
     return f'<div class="scroll" tabindex="0"><table{wide}>{head}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _claims(frame: pandas.DataFrame) -> str:
-    rows = []
+    rows, compared = [], bool(frame["paper"].notna().any())
     for line in frame.itertuples():
         points = line.claim.endswith("points")
         paper, ours, low, high = (quantity(value, points=points) for value in (line.paper, line.ours, line.low, line.high))
-        values = [paper, f"<b>{ours}</b>", f"{low} … {high}" if low else "", str(line.n)]
+        values = [*[paper] * compared, f"<b>{ours}</b>", f"{low} … {high}" if low else "", str(line.n)]
         name = line.verdict.replace(" ", "-") if line.verdict in ("held", "not held") else "tag"
         cells = "".join(f"<td>{value}</td>" for value in values)
         rows.append(f'<tr><td class="claim">{escape(line.claim)}</td><td class="{name}">{escape(line.verdict)}</td>{cells}</tr>')
-    head = "".join(f"<th>{word}</th>" for word in ("claim", "verdict", "paper", "ours", "95 % interval", "n"))
+    head = "".join(f"<th>{word}</th>" for word in ("claim", "verdict", *["paper"] * compared, "ours", "95 % interval", "n"))
     return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
@@ -185,9 +199,15 @@ def _page(title: str, body: str, profile: str, links: list[tuple[str, str]], rec
     )
 
 
-def _section(number: int, frame: pandas.DataFrame, plot: matplotlib.figure.Figure, links: dict[str, str]) -> str:
-    note = f"<p>{NOTES[number]} <span class=soft><a href=table{number}.csv>CSV with every metric</a></span></p>"
-    picture = f'<figure><div tabindex="0">{svg(plot, f"table{number}")}</div></figure>'
+def file_of(number: int | str) -> str:
+    """The name of a table's files: table4, beyond_alignment."""
+    return number if number in BEYOND else f"table{number}"
+
+
+def _section(number: int | str, frame: pandas.DataFrame, plot: matplotlib.figure.Figure, links: dict[str, str]) -> str:
+    name = file_of(number)
+    note = f"<p>{NOTES[number]} <span class=soft><a href={name}.csv>CSV with every metric</a></span></p>"
+    picture = f'<figure><div tabindex="0">{svg(plot, name)}</div></figure>'
     return f"{note}{fragment(frame, links, alone=False)}{picture}"
 
 
@@ -199,14 +219,15 @@ def _provenance(records: list[dict]) -> str:
     return f'<p class="soft">{escape(" · ".join([*parts, said["device"], said["commit"] and "commit " + said["commit"]]).strip(" ·"))}</p>'
 
 
-def table_page(number: int, frame: pandas.DataFrame, records: list[dict], profile: str, plot: matplotlib.figure.Figure) -> str:
-    """The page of one table; the stages behind its numbers follow below it, so that every link stays on the page."""
+def table_page(number: int | str, frame: pandas.DataFrame, records: list[dict], profile: str, plot: matplotlib.figure.Figure, claims: pandas.DataFrame | None = None) -> str:
+    """The page of one table, with its claims if it has some; the stages behind its numbers follow below it, so that every link stays on the page."""
     used = {path for stages in frame["stage"] for path in stages.split(";")}
     behind = [record for record in records if record["path"] in used]
     links = {record["path"]: f"#{anchor(record)}" for record in behind}
     menu = [("index.html", "Index"), *((f"table{n}.html", f"Table {n}") for n in TITLES), ("records.html", "Stages")]
-    body = _provenance(behind) + _section(number, frame, plot, links) + "<h2>The stages behind these numbers</h2>" + _groups(behind)
-    return _page(f"Table {number}. {TITLES[number]}", body, profile, menu, records)
+    held = "" if claims is None else f"<h2>Claims</h2>{fragment(claims, alone=False)}"
+    body = _provenance(behind) + _section(number, frame, plot, links) + held + "<h2>The stages behind these numbers</h2>" + _groups(behind)
+    return _page(BEYOND.get(number) or f"Table {number}. {TITLES[number]}", body, profile, menu, records)
 
 
 def speed_section(frame: pandas.DataFrame, plot: matplotlib.figure.Figure) -> str:
@@ -223,8 +244,8 @@ def speed_section(frame: pandas.DataFrame, plot: matplotlib.figure.Figure) -> st
     )
 
 
-def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: list[dict], profile: str, speeds: str = "") -> str:
-    """One page with the trends, all seven tables and their plots, and the benchmark's section; numbers link to records.html."""
+def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: list[dict], profile: str, speeds: str = "", beyond: dict | None = None) -> str:
+    """One page with the trends, all seven tables and their plots, what goes beyond them {name: (table, plot, claims)}, and the benchmark's section; numbers link to records.html."""
     links = {record["path"]: f"records.html#{anchor(record)}" for record in records}
     body = (
         "<p>“Kronecker Decomposition for GPT Compression”: each cell shows the value the paper prints, ours with its standard deviation and number of seeds, "
@@ -235,9 +256,17 @@ def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: lis
     body += fragment(claims, alone=False)
     for number, frame in tables.items():
         body += f'\n<h2 id="table{number}">Table {number}. {TITLES[number]}</h2>{_section(number, frame, plots[number], links)}'
+    for name, (frame, plot, held) in (beyond or {}).items():
+        body += f'\n<h2 id="{name}">{BEYOND[name]}</h2>{_section(name, frame, plot, links)}{fragment(held, alone=False)}'
     if speeds:
         body += f'\n<h2 id="speed">How fast the layers and the model are</h2>{speeds}'
-    menu = [("#trends", "Trends"), *((f"#table{number}", f"Table {number}") for number in tables), *([("#speed", "Speed")] if speeds else []), ("records.html", "Stages")]
+    menu = [
+        ("#trends", "Trends"),
+        *((f"#table{number}", f"Table {number}") for number in tables),
+        *((f"#{name}", BEYOND[name].rpartition(": ")[2].capitalize()) for name in beyond or {}),
+        *([("#speed", "Speed")] if speeds else []),
+        ("records.html", "Stages"),
+    ]
     return _page(f"KnGPT2, reproduced: {profile}", body, profile, menu, records)
 
 

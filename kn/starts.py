@@ -63,14 +63,14 @@ def text_of(rows: dict[str, torch.Tensor], share: float) -> TokenRows:
     return TokenRows(pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))[: round(share * len(sample))]])
 
 
-def trained(student, teacher, stage: Stage, settings: dict, rows: dict, share: float, store: Store) -> dict:
+def trained(student, teacher, stage: Stage, settings: dict, rows: dict, share: float, store: Store, splits=("valid", "test")) -> dict:
     """Train with LM + KD (eq. 5) for a share of the light pre-training; its log, tokens and perplexities."""
     how, sample = settings["training"], len(rows["sample"])
     steps = max(1, math.ceil(share * (how["max_steps"] or how["epochs"] * sample / how["batch_size"])))
     settings = {**settings, "training": {**how, "max_steps": steps}}
     distillation = distillation_of(settings, "ilkd")
     log, hyper, seconds = run_trainer(student, text_of(rows, share), lm_collate, store.scratch(stage), settings, stage["seed"], distillation, teacher, json.loads(stage.hints))
-    tokens, found = steps * how["batch_size"] * rows["sample"].shape[1], perplexities(student, rows, settings["precision"])
+    tokens, found = steps * how["batch_size"] * rows["sample"].shape[1], perplexities(student, rows, settings["precision"], splits=splits)
     return {"steps": steps, "tokens": tokens, "hours": seconds / 3600, "hyper": hyper, "log": log, "perplexity": found}
 
 
@@ -103,8 +103,8 @@ def compressed(stage: Stage, folder: Path, store: Store) -> dict:
     if method == "narrow":
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(not name.endswith(".B"))
-    before = perplexities(student, rows, settings["precision"])
-    found = trained(student, teacher, stage, settings, rows, settings["share"], store)
+    before = perplexities(student, rows, settings["precision"], splits=("test",))
+    found = trained(student, teacher, stage, settings, rows, settings["share"], store, splits=("test",))
     return {"parameters": count_parameters(student), "start": {"perplexity": before}, **found}
 
 

@@ -61,11 +61,11 @@ def find(records: Iterable[dict], path: str, stage: str, **fields: str) -> Found
 
 
 class Sheet:
-    """Collects the lines of one table; paper values are looked up by row and column."""
+    """Collects the lines of one table; paper values are looked up by row and column (a table of ours, named by text, has none)."""
 
-    def __init__(self, table: int):
+    def __init__(self, table: int | str):
         self.table, self.lines, self.missing = table, [], "not run"
-        self.paper = {(cell.row, cell.column): cell for cell in printed(table).itertuples()}
+        self.paper = {(cell.row, cell.column): cell for cell in printed(table).itertuples()} if isinstance(table, int) else {}
 
     def add(self, row: str, column: str, found: Found, metric: str = "", unit: str = "", verdict: str = "", paper: Any = ...) -> None:
         cell = self.paper.get((row, column)) if paper is ... else None
