@@ -18,7 +18,7 @@ from transformers import GPT2ForSequenceClassification
 
 from . import align
 from .config import KroneckerSpec
-from .moments import in_parts, least_squares, low_rank, moments, one, spread
+from .moments import in_parts, least_squares, low_rank, moments, one, spread, subset
 
 INGREDIENTS = ("attention", "feed_forward", "correction")  # beside the embedding, which spec.embedding switches
 IDENTITY = 0.1  # added to the sensitivity of the loss to the embedding, relative to its mean
@@ -174,15 +174,8 @@ def shrink_heads(half: Half, teacher: Half, x_s: Tensor, factor: int) -> None:
 
 
 def shrink_units(half: Half, teacher: Half, x_s: Tensor, factor: int) -> None:
-    """1/f of the hidden units, those that add most variance to the output."""
-
-    def sums(x: Tensor) -> Tensor:  # (1, 2, units)
-        read = half.inside(x)[0].double()
-        return torch.stack([read.sum((0, 1)), read.square().sum((0, 1))])[None]
-
-    mean, square = in_parts(sums, x_s).sum(0) / x_s[..., 0].numel()
-    worth = (square - mean.square()) * teacher.writer.weight.double().square().sum(1)
-    keep = worth.argsort(descending=True)[: len(worth) // factor].sort().values
+    """1/f of the hidden units: those on which the output is refitted best."""
+    keep = subset(moments(lambda x: (one(half.inside(x)[0]),) * 2, x_s), teacher.writer.weight, len(teacher.writer.weight) // factor)
     _write(half.reader, spread(half.reader.weight[:, keep], factor, 1), spread(half.reader.bias[None, keep], factor, 1)[0])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 RIDGE = 1e-3  # added to a Gram matrix's diagonal, relative to its mean
 TOKENS = 4096  # at a time
+STEPS = 32  # of an elimination
 
 
 def parts(streams: tuple[Tensor, ...]):
@@ -71,6 +72,23 @@ def low_rank(left: Tensor, right: Tensor, r: int, gram_left: Tensor, gram_right:
     scale = s[:r].sqrt()
     new_right = scale[:, None] * Vh[:r]
     return torch.linalg.solve_triangular(R, U[:, :r] * scale, upper=True), new_right if S is None else torch.linalg.solve_triangular(S, new_right.T, upper=True).T
+
+
+def subset(gram: Tensor, weight: Tensor, keep: int) -> Tensor:
+    """Indices (keep) of the inputs on which a least-squares map does best for the outputs input @ weight (n, m); gram (n + 1, n + 1), ones last.
+
+    Backward elimination: dropping input j and refitting the others costs |w_j|² / (C⁻¹)_jj, C the inputs' covariance; a STEPS-th of what must go at a time.
+    """
+    mean = gram[:-1, -1] / gram[-1, -1]
+    inverse, weight = torch.linalg.inv(ridged(gram[:-1, :-1] / gram[-1, -1] - torch.outer(mean, mean))), weight.double().clone()
+    left = torch.arange(len(weight), device=weight.device)
+    for wanted in torch.linspace(len(weight), keep, STEPS + 1).round().int().tolist()[1:]:
+        order = (weight.square().sum(1) / inverse.diagonal()).argsort()
+        drop, stay = order[: len(left) - wanted], order[len(left) - wanted :].sort().values
+        step = torch.linalg.solve(inverse[drop][:, drop], torch.cat([inverse[drop][:, stay], weight[drop]], 1))
+        weight = weight[stay] - inverse[stay][:, drop] @ step[:, wanted:]
+        inverse, left = inverse[stay][:, stay] - inverse[stay][:, drop] @ step[:, :wanted], left[stay]
+    return left
 
 
 def spread(weight: Tensor, factor: int, dim: int) -> Tensor:

@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for variable, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive")):
     os.environ.setdefault(variable, value)  # tiny tensors: waiting threads took four times as long beside another process
 ROOT = Path(__file__).parent.parent
-LAST = ("test_real.py", "test_paper_profile.py", "test_run_all.py", "test_mini.py")
+LAST = ("test_beyond.py", "test_real.py", "test_paper_profile.py", "test_run_all.py", "test_mini.py")
 SHARED = ROOT.parent / "shared" / "data"  # real public files, for rehearsals of the paper profile
 
 

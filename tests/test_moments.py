@@ -1,5 +1,7 @@
 """Least squares, low-rank products and sums over streams against their definitions."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -64,3 +66,31 @@ def test_spread_is_a_kronecker_product(factor):
     b[0, 0] = 1
     W = random(4, 5)
     assert torch.equal(moments.spread(W, factor, 1), torch.kron(W, b)) and torch.equal(moments.spread(W, factor, 0), torch.kron(W, b.reshape(factor, 1)))
+
+
+def test_a_subset_found_by_elimination_is_the_best_or_near_it(monkeypatch):
+    """Against all subsets of 4 of 8 correlated inputs, each refitted by least squares; one at a time."""
+    monkeypatch.setattr(moments, "STEPS", 4)
+    monkeypatch.setattr(moments, "RIDGE", 1e-9)
+    ranks = []
+    for seed in range(10):
+        x = random(200, 8, seed=seed) @ random(8, 8, seed=seed + 50) + random(8, seed=seed + 90)
+        W = random(8, 5, seed=seed + 100)
+        ones, y = torch.cat([x, torch.ones(200, 1, dtype=torch.float64)], 1), x @ W
+
+        def lost(kept, ones=ones, y=y):
+            read = ones[:, [*kept, 8]]
+            return float((y - read @ torch.linalg.lstsq(read, y).solution).square().sum())
+
+        costs = sorted(lost(kept) for kept in itertools.combinations(range(8), 4))
+        found = moments.subset(ones.T @ ones, W, 4)
+        assert found.tolist() == sorted(found.tolist()) and len(set(found.tolist())) == 4
+        ranks.append(sum(cost < lost(found.tolist()) * (1 - 1e-9) for cost in costs))
+    assert sorted(ranks)[5] <= 2 and max(ranks) <= 20, ranks  # of 70 subsets; elimination is greedy
+
+
+def test_nothing_is_lost_where_inputs_are_repeated():
+    x = random(100, 5)
+    both = torch.cat([x, x, torch.ones(100, 1, dtype=torch.float64)], 1)
+    found = moments.subset(both.T @ both, random(10, 3, seed=1), 5)
+    assert {int(i) % 5 for i in found} == set(range(5))

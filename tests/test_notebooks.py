@@ -9,7 +9,8 @@ import nbformat
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-NAMES = ["00_start_here", *(f"table{number}" for number in range(1, 8))]
+BEYOND = ["beyond_alignment", "beyond_compression"]
+NAMES = ["00_start_here", *(f"table{number}" for number in range(1, 8)), *BEYOND]
 
 
 def read(name):
@@ -79,3 +80,10 @@ def test_each_notebook_makes_its_own_table(number):
     source = "\n".join(cell.source for cell in code_cells(read(f"table{number}")))
     assert f"tables=[{number}]" in source and f"report.table({number}, records, profile)" in source
     assert f"report.write_table({number}, records, profile, stages.report_folder(profile))" in source
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_each_notebook_beyond_the_tables_makes_its_own(name):
+    source = "\n".join(cell.source for cell in code_cells(read(name)))
+    assert f'tables=["{name}"]' in source and f'findings.table("{name}", records)' in source and f'findings.claims("{name}", records)' in source
+    assert f'report.write_beyond("{name}", records, profile, stages.report_folder(profile))' in source
