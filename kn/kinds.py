@@ -188,6 +188,12 @@ class Plan:
         cost = 60 * self.forward["lm"] * self.profile.beyond.calibration * self.profile.model.context
         return stage("aligned", {"compression": compression, **self.calibration()}, (self.pretrained("teacher"), self.corpus), cost + 2e12, seed=seed)
 
+    def healing(self, start: str, share: float) -> Training:
+        """The light pre-training at the learning rate of a start."""
+        p = self.profile
+        rate = p.beyond.learning_rate if start != "svd" else p.beyond.svd_rate if share < 1 else p.pretrain.learning_rate
+        return dataclasses.replace(p.pretrain, learning_rate=rate)
+
     def started(self, start: str, share: float, seed: int) -> Stage:
         """The model of beyond_alignment that comes from a start by a share of the light pre-training; share 0 is the start."""
         p = self.profile
@@ -195,7 +201,7 @@ class Plan:
             return self.decompose if start == "svd" else self.aligned(seed)
         if start == "svd" and share == 1:
             return self.pretrain("web", "lm_kd", seed)
-        training = dataclasses.replace(p.pretrain, learning_rate=p.beyond.learning_rate) if start == "aligned" else p.pretrain
+        training = self.healing(start, share)
         steps, tokens = self.amount(training, self.counts["sample"])
         cost = self.forward["lm"] * FACTORS["lm_ilkd"] * share * tokens + 1e11
         inputs = (self.corpus, self.started(start, 0, seed), self.pretrained("teacher"))
@@ -204,9 +210,9 @@ class Plan:
     def compressed(self, method: str, spec: dict, seed: int) -> Stage:
         """One model of beyond_compression: how it was made, its size, before and after a short pre-training."""
         p = self.profile
-        training = dataclasses.replace(p.pretrain, learning_rate=p.beyond.learning_rate) if method != "svd" else p.pretrain
+        share, training = p.beyond.share, self.healing(method, p.beyond.share)
         steps, tokens = self.amount(training, self.counts["sample"])
-        share, name = p.beyond.share, "-".join(f"{key}_{value}" for key, value in spec.items())
+        name = "-".join(f"{key}_{value}" for key, value in spec.items())
         cost = self.forward["lm"] * (FACTORS["lm_ilkd"] * share * tokens + 20 * p.beyond.calibration * p.model.context) + 1e12
         settings = self.train_settings(training, compression={**dataclasses.asdict(p.compression), "embedding_factor": 2, **spec}, share=share, **self.calibration())
         return stage("compressed", settings, (self.corpus, self.pretrained("teacher")), cost, hints=self.hints, amount=(math.ceil(share * steps), share * tokens), method=method, spec=name, seed=seed)
@@ -218,6 +224,7 @@ class Plan:
         wanted = self.profile.beyond
         found = [self.started(start, share, seed) for seed in seeds for start in STARTS for share in (0.0, *wanted.shares)]
         found += [self.finetune_glue(row_of(start, share), task, seed) for seed in seeds for start in STARTS for share in wanted.glue_shares for task in wanted.tasks if task in tasks]
+        found += [self.finetune_glue("teacher", task, seed) for seed in seeds for task in wanted.tasks if task in tasks]
         return [self.corpus, self.pretrained("teacher"), *found]
 
     def source(self, row: str, seed: int) -> Stage:
