@@ -196,7 +196,6 @@ class Plan:
 
     def started(self, start: str, share: float, seed: int) -> Stage:
         """The model of beyond_alignment that comes from a start by a share of the light pre-training; share 0 is the start."""
-        p = self.profile
         if share == 0:
             return self.decompose if start == "svd" else self.aligned(seed)
         if start == "svd" and share == 1:
