@@ -16,6 +16,10 @@ def test_the_results_are_those_of_the_committed_report():
     assert TEXT.split(make.BEGIN)[1].split(make.END)[0] == make.block()
 
 
+def test_what_goes_beyond_is_that_of_the_committed_report():
+    assert TEXT.split(make.BEYOND_BEGIN)[1].split(make.BEYOND_END)[0] == make.beyond()
+
+
 def test_the_speeds_are_those_of_the_committed_benchmark():
     assert TEXT.split(make.SPEED_BEGIN)[1].split(make.SPEED_END)[0] == make.speeds()
 
@@ -38,7 +42,7 @@ def test_every_setting_it_names_can_be_set():
     from kn import profiles
 
     keys = set(profiles.keys(profiles.MINI))
-    named = {name for name in re.findall(r"`((?:compression|readings|pretrain|ablation|finetune_lm|finetune_glue|glue|text|model)\.\w+)", TEXT)}
+    named = {name for name in re.findall(r"`((?:compression|readings|pretrain|ablation|finetune_lm|finetune_glue|glue|text|model|beyond)\.\w+)", TEXT)}
     assert len(named) > 8 and named <= keys
 
 

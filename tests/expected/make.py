@@ -1,4 +1,4 @@
-"""Writes what is derived from the committed reports/mini and benchmarks/: tests/expected/mini.json and the README's results and speeds.
+"""Writes what is derived from the committed reports/mini and benchmarks/: tests/expected/mini.json and the README's results, what goes beyond them, and speeds.
 
 PYTHONPATH=. python tests/expected/make.py      after a run with five seeds, or a benchmark; tests/test_readme.py sees that all are up to date
 """
@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 REPORTS, README, EXPECTED = ROOT / "reports" / "mini", ROOT / "README.md", Path(__file__).with_name("mini.json")
 BEGIN, END = "<!-- results: written by tests/expected/make.py -->\n", "<!-- end of results -->\n"
 SPEED, SPEED_BEGIN, SPEED_END = ROOT / "benchmarks" / "speed-cpu.csv", "<!-- speeds: written by tests/expected/make.py -->\n", "<!-- end of speeds -->\n"
+BEYOND_BEGIN, BEYOND_END = "<!-- beyond: written by tests/expected/make.py -->\n", "<!-- end of beyond -->\n"
 GLUE = ["CoLA", "RTE", "MRPC", "SST-2", "MNLI", "QNLI", "QQP", "Average"]
 MODELS = ["GPT-2 Small", "DistilGPT2", "KnGPT2"]
 ROWS = ["GPT-2 Small", "DistilGPT2", "DistilGPT2 + KD", "KnGPT2", "KnGPT2 + ILKD"]
@@ -124,10 +125,46 @@ def speeds(file: Path = SPEED) -> str:
     return "\n".join(lines) + "\n"
 
 
+def beyond(folder: Path = REPORTS) -> str:
+    """The README's tables of beyond_alignment and beyond_compression, and their claims."""
+    frames = {name: pandas.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False) for name in ("beyond_alignment", "beyond_compression")}
+    held = {name: pandas.read_csv(folder / f"{name}_claims.csv", dtype=str, keep_default_na=False) for name in frames}
+
+    def cell(name: str, row: str, column: str) -> str:
+        found = frames[name][(frames[name]["row"] == row) & (frames[name]["column"] == column)]
+        if not len(found):
+            return "–"
+        line = found.iloc[0]
+        return number(line.ours) + (f" ± {number(line.sd)}" if line.sd and float(line.sd) >= 0.005 else "")
+
+    def rows(name: str, title: str, names: dict[str, str], columns: dict[str, str]) -> list[str]:
+        lines = [f"| {title} | " + " | ".join(columns.values()) + " |", "| --- |" + " --- |" * len(columns)]
+        return [*lines, *(f"| {shown} | " + " | ".join(cell(name, row, column) for column in columns) + " |" for row, shown in names.items()), ""]
+
+    frame, columns = frames["beyond_alignment"], {"web text (calibration)": "web (calibration)", "wiki text (another domain)": "wiki (another domain)"}
+    ratios = {f"times the teacher's, {domain} text": f"times the teacher's, {domain}" for domain in ("web", "wiki")}
+    names = list(dict.fromkeys(frame["row"]))
+    seeds = frame["n"].astype(int).max()
+    lines = [f"{seeds} seeds (another calibration text and another order of training for each); test perplexity ± standard deviation.", ""]
+    lines += rows("beyond_alignment", "no training at all", {row: row for row in names if "pre-training" not in row}, {**columns, **ratios})
+    tasks = {column: column for column in dict.fromkeys(frame["column"]) if column.endswith("fine-tuned")}
+    starts = {row: row.replace(": all, dense layers corrected", "") for row in names if row.startswith(("SVD start", "Aligned start"))}
+    lines += rows("beyond_alignment", "with shares of the light pre-training (LM + KD)", {"GPT-2 (teacher)": "GPT-2 (teacher)", **starts}, {**columns, **tasks})
+    sizes = {row: row for row in dict.fromkeys(frames["beyond_compression"]["row"])}
+    lines += rows("beyond_compression", "quality against size", sizes, {column: column for column in dict.fromkeys(frames["beyond_compression"]["column"])})
+    lines += ["| claim | ours | 95 % interval | verdict |", "| --- | --- | --- | --- |"]
+    others = held["beyond_compression"]
+    unheld = others[others["verdict"] != "held"]
+    for line in [*held["beyond_alignment"].itertuples(), *unheld.itertuples()]:
+        low, high = (number(value) if value not in ("", "nan") else "–" for value in (line.low, line.high))
+        lines.append(f"| {line.claim} | {number(line.ours)} | {low} to {high} | {line.verdict} |")
+    return "\n".join([*lines, "", f"Of beyond_compression's {len(others)} claims {len(others) - len(unheld)} held; the other {len(unheld)} stand above."]) + "\n"
+
+
 def main() -> None:
-    """Write all three."""
+    """Write them all."""
     text = README.read_text()
-    for begin, made, end in ((BEGIN, block(), END), (SPEED_BEGIN, speeds(), SPEED_END)):
+    for begin, made, end in ((BEGIN, block(), END), (BEYOND_BEGIN, beyond(), BEYOND_END), (SPEED_BEGIN, speeds(), SPEED_END)):
         head, rest = text.split(begin)
         text = head + begin + made + end + rest.split(end)[1]
     README.write_text(text)
