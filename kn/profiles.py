@@ -110,7 +110,7 @@ class Beyond:
     calibration: int = 256  # rows of text that the aligned start looks at
     learning_rate: float = 1e-4  # of training from an aligned or low-rank start: near its optimum the SVD start's rate does harm (LOG.md)
     svd_rate: float = 2e-3  # of training from the SVD start for less than the whole light pre-training
-    shares: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)  # trainings from either start
+    shares: tuple[float, ...] = (0.1, 0.3, 1.0)  # trainings from either start
     glue_shares: tuple[float, ...] = (0.0, 0.1, 1.0)  # those of them (0: no training) that are fine-tuned on tasks
     tasks: tuple[str, ...] = ("rte", "mnli")
     share: float = 0.3  # training of every model in the comparison of sizes
