@@ -15,7 +15,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from . import align
+from . import align, aligned_llama
 from .config import KroneckerSpec
 from .moments import ROWS, gram, in_parts, low_rank, one, refit, spread
 
@@ -28,6 +28,8 @@ def equivalent(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
 
     ids (sequences, length) of calibration text. Raises ValueError where ln_f has a zero gain.
     """
+    if model.config.model_type == "llama":
+        return aligned_llama.equivalent(model, spec, ids)
     return _turned(model, spec, ids)[0]
 
 
@@ -159,6 +161,8 @@ def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
 @torch.no_grad()
 def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
     """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length)."""
+    if model.config.model_type == "llama":
+        return aligned_llama.prepare(model, spec, ids)
     check(model, spec, ids)
     training = model.training
     teacher, halved = _turned(model.eval(), spec, ids)
