@@ -8,7 +8,7 @@ Dense layers are refitted as well: they take up what the compressed ones before 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,20 @@ from transformers import LlamaForCausalLM
 
 from . import align_llama as align
 from .config import KroneckerSpec
-from .moments import low_rank, root, spread
+from .llama import GATED, KnLlamaForCausalLM
+from .moments import low_rank, spread
+from .rotary import cross, each, narrow_query_key, outputs, parts, spaced
 
 TOKENS = 32768  # of the calibration text are run through the layers; all of it is counted
+FIRST = 131072  # tokens for the first layer, where a halved embedding asks for many different ones
 GRADIENTS = 4096  # tokens for the sensitivity of the loss
-PART = 4096  # tokens at a time
 IDENTITY = 0.1  # added to that sensitivity, relative to its mean
 SMOOTHING = 1.0  # counted once more: every token, so that those the calibration text lacks are not forgotten
-READ = 0.03  # ridge towards the identity of what readers are multiplied by, relative to the mean of the Gram matrix's diagonal
-WRITE = 0.03  # ridge of writers towards the teacher's weights
+OWN = 0.01  # ridge, relative to the mean of the Gram matrix's diagonal: of a narrow writer towards the teacher's weights, for what its own layer lost
+WRITE = 1.0  # of writers towards that, for what the layers before lost: more overfits
+START = 0.03  # of the first layer's, that reads a halved embedding
+READ = 0.1  # of the map between the streams that readers see, towards the identity
 DENSE = True  # refit the dense layers too
-QUERIES = 64  # per sequence, whose attention is compared
-STEPS = 30  # of L-BFGS, from the best start in closed form
-SLOW = 1.0  # radians over a whole sequence: frequencies below hardly turn, and may be mixed
 
 
 def equivalent(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaForCausalLM:
@@ -46,15 +47,9 @@ def _turned(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> tuple[
     table = teacher.model.embed_tokens.weight
     count = torch.bincount(ids.flatten(), minlength=len(table)).double() + SMOOTHING
     rows, share = table.detach().double(), count / count.sum()
-    Q, P = turn(rows.T @ (share[:, None] * rows), sensitivity(teacher, _spaced(ids, GRADIENTS)), spec.embedding_factor or spec.factor)
+    Q, P = turn(rows.T @ (share[:, None] * rows), sensitivity(teacher, spaced(ids, GRADIENTS)), spec.embedding_factor or spec.factor)
     align.rotate(teacher, Q)
     return teacher, Q.T @ P @ Q, share
-
-
-def _spaced(ids: Tensor, tokens: int) -> Tensor:
-    """Sequences from all over the text, as many as hold that number of tokens (at least one)."""
-    wanted = max(1, min(len(ids), tokens // ids.shape[1]))
-    return ids[torch.arange(wanted, device=ids.device) * len(ids) // wanted]
 
 
 def sensitivity(teacher: LlamaForCausalLM, ids: Tensor) -> Tensor:
@@ -82,25 +77,10 @@ def turn(covariance: Tensor, metric: Tensor, factor: int) -> tuple[Tensor, Tenso
     return basis @ eye[torch.arange(d).view(-1, factor).T.flatten()], R.T @ U @ best.T
 
 
-def cross(x: Tensor, y: Tensor) -> Tensor:
-    """Σ xᵀ y over the rows of x (…, n) and y (…, m); products of 2,048 rows in their own precision, their sum in float64."""
-    return sum((a.T @ b).double() for a, b in zip(x.flatten(0, -2).split(2048), y.flatten(0, -2).split(2048), strict=True))
-
-
 def toward(prior: Tensor, G: Tensor, C: Tensor, ridge: float) -> Tensor:
     """The (n, m) least-squares map with Gram matrix G (n, n) of the inputs and cross moments C (n, m), drawn towards prior (n, m)."""
     lifted = G + ridge * G.diagonal().mean() * torch.eye(len(G), dtype=G.dtype, device=G.device)
     return prior + torch.linalg.solve(lifted, C - G @ prior)
-
-
-def _parts(*inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Some sequences at a time."""
-    return zip(*(t.split(max(1, PART // inputs[0].shape[1])) for t in inputs), strict=True)
-
-
-def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function of x, some sequences at a time."""
-    return torch.cat([function(part) for (part,) in _parts(x)])
 
 
 def mend(layers: tuple[nn.Linear, ...], norms: tuple[nn.Module, nn.Module], x_t: Tensor, x_s: Tensor, share: Tensor | None = None) -> None:
@@ -109,7 +89,7 @@ def mend(layers: tuple[nn.Linear, ...], norms: tuple[nn.Module, nn.Module], x_t:
     share: a weight for every row, where the rows are not tokens of a text but the vocabulary's.
     """
     G = C = 0.0
-    for t, s, *w in _parts(x_t, x_s, *([] if share is None else [share])):
+    for t, s, *w in parts(x_t, x_s, *([] if share is None else [share])):
         t, s = norms[0](t), norms[1](s)
         left = s * w[0] if w else s
         G, C = G + cross(left, s), C + cross(left, t)
@@ -132,20 +112,22 @@ class Writer:
         if self.biased:
             self.W = torch.cat([self.W, layer.bias.double()[None]])
         self.G = self.C = 0.0
-        for a, t, x in _parts(z, target, x_t):
+        for a, t, x in parts(z, target, x_t):
             w = x.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()  # RMSNorm divides by this before anything reads it
             a = torch.cat([a * w, w], -1) if self.biased else a * w
             self.G, self.C = self.G + cross(a, a), self.C + cross(a, t * w)
 
-    def refit(self) -> None:
+    def refit(self, ridge: float) -> None:
         """For a dense layer."""
-        self._set(toward(self.W, self.G, self.C, WRITE), 1)
+        self._set(toward(self.W, self.G, self.C, ridge), 1)
 
-    def narrow(self, A: Tensor, prior: Tensor, factor: int) -> None:
-        """For a compressed one, that reads z A, A (n, n/f): near to prior (n/f, d), then spread over every f-th input."""
+    def narrow(self, A: Tensor, prior: Tensor, ridge: float, factor: int) -> None:
+        """For a compressed one, that reads z A, A (n, n/f): what the teacher's weights would write, near to prior (n/f, d); then the target; spread over every f-th input."""
         if self.biased:
             A, prior = torch.block_diag(A, torch.ones_like(A[:1, :1])), torch.cat([prior, self.W[-1:]])
-        self._set(toward(prior, A.T @ self.G @ A, A.T @ self.C, WRITE), factor)
+        G = A.T @ self.G @ A
+        own = toward(prior, G, A.T @ self.G @ self.W, OWN)
+        self._set(toward(own, G, A.T @ self.C, ridge), factor)
 
     def _set(self, found: Tensor, factor: int) -> None:
         if self.biased:
@@ -154,14 +136,7 @@ class Writer:
         self.layer.weight.copy_(spread(found, factor, 0).T)
 
 
-def _outputs(layer: nn.Linear, maps: Tensor, factor: int) -> None:
-    """Give every head (of e outputs) e/f instead, by maps (heads, e, e/f) from the old to the new, each followed by zeros."""
-    for parameter in layer.parameters():
-        old = parameter.double().view(len(maps), maps.shape[1], -1)
-        parameter.copy_(spread((maps.transpose(1, 2) @ old).flatten(0, 1), factor, 0).view_as(parameter))
-
-
-def narrow_values(attn: nn.Module, writer: Writer, factor: int) -> None:
+def narrow_values(attn: nn.Module, writer: Writer, ridge: float, factor: int) -> None:
     """The best e/f of a key head's e values, by the mixed values' moments and the output projections of all its query heads; then those refitted."""
     e, groups = attn.head_dim, attn.num_key_value_groups
     n = attn.o_proj.in_features
@@ -172,110 +147,34 @@ def narrow_values(attn: nn.Module, writer: Writer, factor: int) -> None:
         left, outs = low_rank(torch.eye(e, dtype=pooled.dtype, device=pooled.device), torch.cat([writer.W[r] for r in rows], 1), e // factor, pooled)
         maps.append(left)
         right += outs.chunk(groups, 1)
-    _outputs(attn.v_proj, torch.stack(maps), factor)
-    writer.narrow(torch.block_diag(*(m for m in maps for _ in range(groups))), torch.cat(right), factor)
+    outputs(attn.v_proj, torch.stack(maps), factor)
+    writer.narrow(torch.block_diag(*(m for m in maps for _ in range(groups))), torch.cat(right), ridge, factor)
 
 
-def kept_units(G: Tensor, C: Tensor, W: Tensor, wanted: int) -> Tensor:
-    """Indices of the units to keep: an eighth at a time leaves, those whose loss costs least once the others are refitted."""
-    ridge = WRITE * G.diagonal().mean() * torch.eye(len(G), dtype=G.dtype, device=G.device)
-    G, C = G + ridge, C + ridge @ W
-    alive = torch.arange(len(G), device=G.device)
+def kept_units(G: Tensor, W: Tensor, wanted: int, ridge: float = OWN) -> Tensor:
+    """Indices of the units to keep: an eighth at a time leaves, those whose output (G their Gram matrix, W what each writes) the others can make up for best."""
+    G = G + ridge * G.diagonal().mean() * torch.eye(len(G), dtype=G.dtype, device=G.device)
+    alive, aim = torch.arange(len(G), device=G.device), G @ W
     while len(alive) > wanted:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(G[alive][:, alive]))
-        cost = (inverse @ C[alive]).square().sum(1) / inverse.diagonal()
+        cost = (inverse @ aim[alive]).square().sum(1) / inverse.diagonal()
         drop = min(len(alive) - wanted, max(1, len(alive) // 8))
         alive = alive[cost.argsort(stable=True)[drop:].sort().values]
     return alive
 
 
-def narrow_units(mlp: nn.Module, writer: Writer, factor: int) -> None:
+def narrow_units(mlp: nn.Module, writer: Writer, ridge: float, factor: int) -> None:
     """1/f of the gated hidden units, and the last map refitted on them."""
     n = mlp.down_proj.in_features
-    G, C = writer.G, writer.C
+    G = writer.G[:n, :n]
     if writer.biased:  # what the bias explains is no unit's worth
-        G, C = G[:n, :n] - G[:n, n:] @ G[n:, :n] / G[n, n], C[:n] - G[:n, n:] @ C[n:] / G[n, n]
-    keep = kept_units(G, C, writer.W[:n], n // factor)
+        G = G - writer.G[:n, n:] @ writer.G[n:, :n] / writer.G[n, n]
+    keep = kept_units(G, writer.W[:n], n // factor)
     for layer in (mlp.gate_proj, mlp.up_proj):
         for parameter in layer.parameters():
             parameter.copy_(spread(parameter[keep].view(len(keep), -1), factor, 0).view_as(parameter))
     choose = torch.eye(n, dtype=G.dtype, device=G.device)[:, keep]
-    writer.narrow(choose, writer.W[keep], factor)
-
-
-def turned_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x (…, length, width): dimensions i and i + width/2 are a complex number."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
-
-
-def starts(roots_q: Tensor, roots_k: Tensor, positions: tuple[Tensor, Tensor], factor: int) -> tuple[Tensor, Tensor]:
-    """(heads, e, e/f) maps of queries and keys: every f-th of the frequencies that turn, and the best low-rank product of those that hardly do.
-
-    roots: Rᵀ R (heads, e, e) are the second moments. Frequencies fall, as in all rotary embeddings that transformers has.
-    """
-    e, groups = roots_q.shape[-1], len(roots_q) // len(roots_k)
-    cos, sin = (c[0, 1, : e // 2] for c in positions)
-    fast = int((torch.atan2(sin, cos).abs() * positions[0].shape[1] > SLOW).sum())
-    half, first = e // 2 // factor, -(-fast // factor)  # frequencies that stay, and how many of them as they are
-    eye = torch.eye(e, dtype=roots_q.dtype, device=roots_q.device)
-    maps_q, maps_k = (eye[:, ::factor].repeat(len(r), 1, 1) for r in (roots_q, roots_k))
-    if first < half:
-        slow, into = (torch.cat([torch.arange(a, b), torch.arange(a, b) + b]) for a, b in ((first * factor, e // 2), (first, half)))
-        n = len(into)
-        for key, root_k in enumerate(roots_k):
-            mine = slice(key * groups, (key + 1) * groups)
-            U, s, Vh = torch.linalg.svd((roots_q[mine] @ eye[:, slow]).flatten(0, 1) @ (root_k @ eye[:, slow]).T, full_matrices=False)
-            scale = s[:n].sqrt()
-            maps_q[mine][:, :, into] = torch.linalg.solve_triangular(roots_q[mine], (U[:, :n] * scale).unflatten(0, (groups, e)), upper=True)
-            maps_k[key][:, into] = torch.linalg.solve_triangular(root_k, Vh[:n].T * scale, upper=True)
-    return maps_q, maps_k
-
-
-def narrow_query_key(dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tensor, positions: tuple[Tensor, Tensor], factor: int) -> None:
-    """Queries and keys at every f-th frequency, B = (1, 0, …), whose attention has the least KL divergence from the teacher's at QUERIES positions.
-
-    What they read is only the teacher's own queries and keys of the same head, (e, e/f) numbers a head, so that little text suffices.
-    """
-    attn, teacher = block.self_attn, dense.self_attn
-    e, groups, scale, length = attn.head_dim, attn.num_key_value_groups, attn.scaling, x_s.shape[1]
-    every = -(-length // QUERIES)
-    asked = (torch.arange(len(x_s))[:, None] % every + torch.arange(0, length, every)).clamp_max(length - 1).to(x_s.device)  # (sequences, n)
-    cos, sin = positions[0][0], positions[1][0]  # (length, e)
-    later = torch.arange(length, device=x_s.device) > asked[..., None]  # (sequences, n, length)
-
-    def heads(layer: nn.Linear, norm: nn.Module, x: Tensor) -> Tensor:
-        return each(lambda part: layer(norm(part)).unflatten(-1, (-1, e)).transpose(1, 2), x)  # (sequences, heads, length, e)
-
-    targets = []
-    for i, x in enumerate(x_t.split(1)):
-        q, k = heads(teacher.q_proj, dense.input_layernorm, x)[0, :, asked[i]], heads(teacher.k_proj, dense.input_layernorm, x)[0]
-        score = scale * turned_by(q, cos[asked[i]], sin[asked[i]]) @ turned_by(k, cos, sin).repeat_interleave(groups, 0).transpose(-1, -2)
-        targets.append(score.masked_fill(later[i], -torch.inf).softmax(-1))
-    q, k = heads(attn.q_proj, block.input_layernorm, x_s), heads(attn.k_proj, block.input_layernorm, x_s)
-    roots_q, roots_k = (torch.stack([root(cross(h, h) / h[..., 0].numel()) for h in x.unbind(1)]) for x in (q, k))
-    q, k = (torch.linalg.solve_triangular(r.to(x.dtype), x, upper=True, left=False) for r, x in ((roots_q, q), (roots_k, k)))  # white: L-BFGS then needs few steps
-    q = [x[:, rows] for x, rows in zip(q, asked, strict=True)]
-    free = [(r @ m).to(k.dtype).requires_grad_() for r, m in zip((roots_q, roots_k), starts(roots_q, roots_k, positions, factor), strict=True)]
-    few_cos, few_sin = cos[:, ::factor], sin[:, ::factor]
-    optimizer = torch.optim.LBFGS(free, max_iter=STEPS, max_eval=STEPS * 5 // 4, history_size=20, tolerance_change=0, tolerance_grad=0, line_search_fn="strong_wolfe")
-
-    @torch.enable_grad()
-    def divergence() -> Tensor:
-        """Up to the teacher's entropy; gradients are added sequence by sequence."""
-        optimizer.zero_grad()
-        total = 0.0
-        for i, target in enumerate(targets):
-            mine = turned_by(q[i] @ free[0], few_cos[asked[i]], few_sin[asked[i]]).unflatten(0, (-1, groups)).flatten(1, 2)  # (key heads, groups · n, e/f)
-            score = (scale * mine @ turned_by(k[i] @ free[1], few_cos, few_sin).transpose(-1, -2)).view_as(target)
-            loss = -(target * score.masked_fill(later[i], -1e4).log_softmax(-1)).sum() / target[..., 0].numel() / len(targets)
-            loss.backward()
-            total = total + loss.detach()
-        return total
-
-    optimizer.step(divergence)
-    for layer, r, found in zip((attn.q_proj, attn.k_proj), (roots_q, roots_k), free, strict=True):
-        _outputs(layer, torch.linalg.solve_triangular(r, found.detach().double(), upper=True), factor)
+    writer.narrow(choose, writer.W[keep], ridge, factor)
 
 
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
@@ -289,33 +188,70 @@ def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
         raise ValueError(f"the calibration ids are on {ids.device} and the model on {model.device}: move one of them with .to()")
     if ids.shape[1] > config.max_position_embeddings or ids.min() < 0 or ids.max() >= config.vocab_size:
         raise ValueError(f"calibration ids must be below {config.vocab_size} in sequences of at most {config.max_position_embeddings}, got up to {int(ids.max())} and {ids.shape[1]}")
-    if spec.rank != 1 or spec.shapes or spec.ranks or not spec.out_proj or spec.factor < 2:
-        raise ValueError("init 'aligned' pairs inputs and outputs: it needs rank 1, no shapes or ranks of their own, out_proj=True and a factor of at least 2")
+    if spec.rank != 1 or spec.ranks or not spec.out_proj or spec.factor < 2:
+        raise ValueError("init 'aligned' pairs inputs and outputs: it needs rank 1 everywhere, out_proj=True and a factor of at least 2")
     if spec.embedding and ((factor := spec.embedding_factor or spec.factor) < 2 or config.hidden_size % factor):
         raise ValueError(f"init 'aligned' needs an embedding factor of at least 2 that divides {config.hidden_size}, got {factor}")
+    narrowed(spec, config.num_hidden_layers)
     if spec.head == "tied":
         raise ValueError("init 'aligned' gives the head the last norm's gain, so it cannot be the embedding's factors: take head='dense'")
     if (size := model.model.layers[0].self_attn.head_dim) % (2 * spec.factor) or config.intermediate_size % spec.factor:
         raise ValueError(f"factor {spec.factor} does not divide the frequencies of a head of {size} (half its size) and the {config.intermediate_size} hidden units")
 
 
+def narrowed(spec: KroneckerSpec, layers: int) -> tuple[set[int], set[int]]:
+    """The layers whose attention and those whose feed-forward network are compressed; ValueError where only some matrices of one are, or in another shape."""
+    plan = spec.plan(layers, {path: side for path, (side, _) in KnLlamaForCausalLM.matrices.items()}, KnLlamaForCausalLM.out_proj)
+    found = []
+    for paths in ([path for path in KnLlamaForCausalLM.matrices if path not in GATED], GATED):
+        found.append({i for i in range(layers) if f"{i}.{paths[0]}" in plan})
+        wanted = {f"{i}.{path}" for i in found[-1] for path in paths}
+        if {name for name in plan if name.partition(".")[2] in paths} != wanted:
+            raise ValueError(f"init 'aligned' compresses {', '.join(paths)} of a layer together or not at all")
+    if any(shape is not None for shape in spec.shapes.values()):
+        raise ValueError("init 'aligned' pairs inputs and outputs: shapes may leave matrices dense (None), not give them another B")
+    return found[0], found[1]
+
+
 @torch.no_grad()
 def prepare(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaForCausalLM:
     """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length)."""
     check(model, spec, ids)
-    teacher, halved, share = _turned(copy.deepcopy(model).to(torch.promote_types(model.dtype, torch.float32)).eval(), spec, ids)
+    teacher, halved, share = _turned(copy.deepcopy(model).to(torch.promote_types(model.dtype, torch.float32)), spec, ids)
     teacher.set_attn_implementation("sdpa")  # without a mask this is causal
-    student, chosen, f = copy.deepcopy(teacher), spec.indices(model.config.num_hidden_layers), spec.factor
+    student = copy.deepcopy(teacher)
     if halved is not None:
         student.model.embed_tokens.weight.copy_(student.model.embed_tokens.weight.double() @ halved)
-    ids = _spaced(ids, TOKENS)
-    x_t, x_s = (m.model.embed_tokens(ids) for m in (teacher, student))
-    positions = teacher.model.rotary_emb(x_t, torch.arange(ids.shape[1], device=ids.device)[None])
-    for index, (dense, block) in enumerate(zip(teacher.model.layers, student.model.layers, strict=True)):
-        small = index in chosen
-        changed = small or (DENSE and (halved is not None or any(i < index for i in chosen)))
-        x_t, x_s = _attention(dense, block, x_t, x_s, positions, f if small else 1, changed, (teacher, student, share) if index == 0 and share is not None else None)
-        x_t, x_s = _feed_forward(dense, block, x_t, x_s, f if small else 1, changed)
+    blocks = list(zip(teacher.model.layers, student.model.layers, strict=True))
+    small = narrowed(spec, len(blocks))
+    first = -1 if halved is not None else min(small[0] | small[1], default=len(blocks))
+
+    def inputs(tokens: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        some = spaced(ids, tokens)
+        x_t, x_s = (m.model.embed_tokens(some) for m in (teacher, student))
+        return x_t, x_s, teacher.model.rotary_emb(x_t, torch.arange(ids.shape[1], device=ids.device)[None])
+
+    def step(index: int, x_t: Tensor, x_s: Tensor, positions: tuple[Tensor, Tensor], ridge: float, words: tuple[Tensor, ...] = ()) -> tuple[Tensor, Tensor]:
+        """Both streams after a layer, the student's made from what it sees."""
+        (dense, block), behind = blocks[index], DENSE and index > first
+        attn, mlp = block.self_attn, block.mlp
+        if behind:
+            mend((attn.q_proj, attn.k_proj, attn.v_proj), (dense.input_layernorm, block.input_layernorm), *(words or (x_t, x_s)))
+        x_t, x_s = _attention(dense, block, x_t, x_s, positions, spec.factor if index in small[0] else 1, behind)
+        if behind or (DENSE and index in small[0]):
+            mend((mlp.gate_proj, mlp.up_proj), (dense.post_attention_layernorm, block.post_attention_layernorm), x_t, x_s)
+        return _feed_forward(dense, block, x_t, x_s, spec.factor if index in small[1] else 1, behind or (DENSE and index in small[0]), ridge)
+
+    start = 0
+    if halved is not None:  # the first layer reads little but tokens: it is fitted to more of them, and its attention reads the whole vocabulary
+        x_t, x_s, positions = inputs(FIRST)
+        step(0, x_t, x_s, positions, START, (*(m.model.embed_tokens.weight[:, None] for m in (teacher, student)), share[:, None, None].to(x_t.dtype)))
+        start = 1
+    x_t, x_s, positions = inputs(TOKENS)
+    if start:
+        x_t, x_s = (each(lambda x, b=b: b(x, position_embeddings=positions), x) for b, x in zip(blocks[0], (x_t, x_s), strict=True))
+    for index in range(start, len(blocks)):
+        x_t, x_s = step(index, x_t, x_s, positions, WRITE)
     if DENSE:
         mend((student.lm_head,), (teacher.model.norm, student.model.norm), x_t, x_s)
     student.set_attn_implementation(model.config._attn_implementation)
@@ -331,42 +267,37 @@ def _read_by(layer: nn.Linear, function: Callable[[Tensor], Tensor], x: Tensor) 
     return torch.cat(found)
 
 
-def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, factor: int, changed: bool, models) -> tuple[Tensor, Tensor]:
-    """Both streams after the attention, the student's refitted if `changed` and narrowed if factor > 1."""
+def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, factor: int, behind: bool) -> tuple[Tensor, Tensor]:
+    """Both streams after the attention, the student's narrowed if factor > 1, or refitted if it lies behind what is compressed."""
     attn = block.self_attn
 
     def attend(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda x: layer.self_attn(layer.input_layernorm(x), positions, None)[0]
 
-    if changed and DENSE:
-        where = (x_t, x_s, None) if models is None else (*(m.model.embed_tokens.weight[:, None] for m in models[:2]), models[2].to(x_t.dtype)[:, None, None])
-        mend((attn.q_proj, attn.k_proj, attn.v_proj), (dense.input_layernorm, block.input_layernorm), *where)
     if factor > 1:
         narrow_query_key(dense, block, x_t, x_s, positions, factor)
     after = x_t + each(attend(dense), x_t)
     mixed = _read_by(attn.o_proj, attend(block), x_s)
-    if changed:
+    if behind or factor > 1:
         writer = Writer(attn.o_proj, mixed, after - x_s, after)
         if factor == 1:
-            writer.refit()
+            writer.refit(WRITE)
         else:
-            narrow_values(attn, writer, factor)
+            narrow_values(attn, writer, WRITE, factor)
             mixed = _read_by(attn.o_proj, attend(block), x_s)
     return after, x_s + each(attn.o_proj, mixed)
 
 
-def _feed_forward(dense, block, x_t: Tensor, x_s: Tensor, factor: int, changed: bool) -> tuple[Tensor, Tensor]:
-    """Both streams after the feed-forward network, the student's refitted if `changed` and narrowed if factor > 1."""
+def _feed_forward(dense, block, x_t: Tensor, x_s: Tensor, factor: int, behind: bool, ridge: float) -> tuple[Tensor, Tensor]:
+    """Both streams after the feed-forward network, the student's narrowed if factor > 1, or refitted if it lies behind what is compressed."""
     mlp = block.mlp
-    if changed and DENSE:
-        mend((mlp.gate_proj, mlp.up_proj), (dense.post_attention_layernorm, block.post_attention_layernorm), x_t, x_s)
     after = x_t + each(lambda x: dense.mlp(dense.post_attention_layernorm(x)), x_t)
     hidden = _read_by(mlp.down_proj, lambda x: block.mlp(block.post_attention_layernorm(x)), x_s)
-    if changed:
+    if behind or factor > 1:
         writer = Writer(mlp.down_proj, hidden, after - x_s, after)
         if factor == 1:
-            writer.refit()
+            writer.refit(ridge)
         else:
-            narrow_units(mlp, writer, factor)
+            narrow_units(mlp, writer, ridge, factor)
             hidden = _read_by(mlp.down_proj, lambda x: block.mlp(block.post_attention_layernorm(x)), x_s)
     return after, x_s + each(mlp.down_proj, hidden)
