@@ -50,6 +50,7 @@ def aligned_start(teacher, tokenizer, options) -> None:
 
     calibration, texts = ids(options.aligned), {"near": ids(options.near, options.windows), "far": ids(options.text, options.windows)}
     aligned_llama.TOKENS = options.tokens
+    said = f"benchmarks/smollm2.py {options.text.name} --aligned {options.aligned.name} --near {options.near.name}"
     rows = []
     for name, fields in ALIGNED.items():
         started, model = time.perf_counter(), teacher
@@ -62,7 +63,7 @@ def aligned_start(teacher, tokenizer, options) -> None:
             "start": name, **{f"perplexity_{where}": f"{value:.6g}" for where, value in found.items()}, "seconds": f"{0 if fields is None else seconds:.0f}", **count_parameters(model),
             "calibration": options.aligned.name, "tokens_counted": calibration.numel(), "tokens_run": options.tokens, "near": options.near.name, "far": options.text.name, "windows": options.windows,
             "device": device_name(), "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": __version__,
-            "command": f"benchmarks/smollm2.py {options.text.name} --aligned {options.aligned.name} --near {options.near.name} --tokens {options.tokens} --windows {options.windows} --threads {options.threads}",
+            "command": f"{said} --tokens {options.tokens} --windows {options.windows} --threads {options.threads}",
         })  # fmt: skip
         print(f"{name:<20}near {found['near']:>12.6g}  far {found['far']:>12.6g}  {seconds:.0f} s", flush=True)
         with (options.out or Path(__file__).with_name("smollm2-aligned.csv")).open("w", newline="") as handle:

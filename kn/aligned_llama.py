@@ -136,8 +136,8 @@ class Writer:
         self.layer.weight.copy_(spread(found, factor, 0).T)
 
 
-def narrow_values(attn: nn.Module, writer: Writer, ridge: float, factor: int) -> None:
-    """The best e/f of a key head's e values, by the mixed values' moments and the output projections of all its query heads; then those refitted."""
+def narrow_values(attn: nn.Module, writer: Writer, ridge: float, factor: int) -> Tensor:
+    """The best e/f of a key head's e values, by the mixed values' moments and the output projections of all its query heads; then those refitted. Returns the map (n, n/f)."""
     e, groups = attn.head_dim, attn.num_key_value_groups
     n = attn.o_proj.in_features
     maps, right = [], []
@@ -148,7 +148,9 @@ def narrow_values(attn: nn.Module, writer: Writer, ridge: float, factor: int) ->
         maps.append(left)
         right += outs.chunk(groups, 1)
     outputs(attn.v_proj, torch.stack(maps), factor)
-    writer.narrow(torch.block_diag(*(m for m in maps for _ in range(groups))), torch.cat(right), ridge, factor)
+    A = torch.block_diag(*(m for m in maps for _ in range(groups)))
+    writer.narrow(A, torch.cat(right), ridge, factor)
+    return A
 
 
 def kept_units(G: Tensor, W: Tensor, wanted: int, ridge: float = OWN) -> Tensor:
@@ -163,8 +165,8 @@ def kept_units(G: Tensor, W: Tensor, wanted: int, ridge: float = OWN) -> Tensor:
     return alive
 
 
-def narrow_units(mlp: nn.Module, writer: Writer, ridge: float, factor: int) -> None:
-    """1/f of the gated hidden units, and the last map refitted on them."""
+def narrow_units(mlp: nn.Module, writer: Writer, ridge: float, factor: int) -> Tensor:
+    """1/f of the gated hidden units, and the last map refitted on them. Returns their indices."""
     n = mlp.down_proj.in_features
     G = writer.G[:n, :n]
     if writer.biased:  # what the bias explains is no unit's worth
@@ -175,6 +177,7 @@ def narrow_units(mlp: nn.Module, writer: Writer, ridge: float, factor: int) -> N
             parameter.copy_(spread(parameter[keep].view(len(keep), -1), factor, 0).view_as(parameter))
     choose = torch.eye(n, dtype=G.dtype, device=G.device)[:, keep]
     writer.narrow(choose, writer.W[keep], ridge, factor)
+    return keep
 
 
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
@@ -283,8 +286,8 @@ def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, factor: int, b
         if factor == 1:
             writer.refit(WRITE)
         else:
-            narrow_values(attn, writer, WRITE, factor)
-            mixed = _read_by(attn.o_proj, attend(block), x_s)
+            A = narrow_values(attn, writer, WRITE, factor).to(mixed.dtype)
+            mixed = each(lambda z: nn.functional.pad((z @ A)[..., None], (0, factor - 1)).flatten(-2), mixed)
     return after, x_s + each(attn.o_proj, mixed)
 
 
@@ -298,6 +301,6 @@ def _feed_forward(dense, block, x_t: Tensor, x_s: Tensor, factor: int, behind: b
         if factor == 1:
             writer.refit(ridge)
         else:
-            narrow_units(mlp, writer, ridge, factor)
-            hidden = _read_by(mlp.down_proj, lambda x: block.mlp(block.post_attention_layernorm(x)), x_s)
+            keep = narrow_units(mlp, writer, ridge, factor)
+            hidden = each(lambda z: nn.functional.pad(z[..., keep, None], (0, factor - 1)).flatten(-2), hidden)
     return after, x_s + each(mlp.down_proj, hidden)

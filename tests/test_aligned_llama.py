@@ -7,6 +7,7 @@ from transformers import LlamaForSequenceClassification
 
 from kn import KroneckerLinear, KroneckerSpec, aligned, aligned_llama, compress, count_parameters, rotary
 
+pytestmark = pytest.mark.usefixtures("exact_norm")
 IDS = torch.randint(1, 50, (40, 12), generator=torch.Generator().manual_seed(5))
 ALIGNED = KroneckerSpec(init="aligned")
 SPECS = {
@@ -34,7 +35,7 @@ def error(model, teacher):
     return (logits(model, input_ids=IDS) - logits(teacher, input_ids=IDS)).std()
 
 
-def test_the_equivalent_teacher_has_the_same_logits(exact_norm):
+def test_the_equivalent_teacher_has_the_same_logits():
     teacher = tiny_llama(biases=True)
     for fields in ({}, {"embedding_factor": 4}, {"embedding": False}):
         model = aligned.equivalent(teacher, KroneckerSpec(init="aligned", **fields), IDS)
@@ -65,7 +66,7 @@ def test_the_turn_is_the_best_projection(factor):
 
 @pytest.mark.parametrize("biases", [False, True], ids=["plain", "biases"])
 @pytest.mark.parametrize("name", SPECS)
-def test_the_matrices_are_exact_products_and_near(name, biases, exact_norm):
+def test_the_matrices_are_exact_products_and_near(name, biases):
     teacher, spec = tiny_llama(biases=biases), KroneckerSpec(init="aligned", **SPECS[name])
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     dense, model, svd = aligned.prepare(teacher, spec, IDS), compress(teacher, spec, calibration=IDS), compress(teacher, KroneckerSpec(**SPECS[name]))
