@@ -33,11 +33,11 @@ SPECS = {
 ALIGNED = {
     "teacher": None,
     "SVD start, all": {},
-    "embedding": {"layers": ()},
-    "attention": {"shapes": {"mlp.*": None}, "embedding": False},
-    "feed-forward": {"shapes": {"self_attn.*": None}, "embedding": False},
-    "blocks": {"embedding": False},
     "all": {},
+    "blocks": {"embedding": False},
+    "feed-forward": {"shapes": {"self_attn.*": None}, "embedding": False},
+    "attention": {"shapes": {"mlp.*": None}, "embedding": False},
+    "embedding": {"layers": ()},
 }
 
 

@@ -16,7 +16,7 @@ from .moments import root, spread
 PART = 4096  # tokens at a time
 SEQUENCES = 16  # of the calibration text
 QUERIES = 64  # per sequence, whose attention is compared
-STEPS = 30  # of L-BFGS, from the best start in closed form
+STEPS = 60  # of L-BFGS, from the best start in closed form
 SLOW = 1.0  # radians over a whole sequence: frequencies below hardly turn, and may be mixed
 
 

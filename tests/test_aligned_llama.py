@@ -46,7 +46,7 @@ def test_the_equivalent_teacher_has_the_same_logits():
 def test_the_turn_is_the_best_projection(factor):
     """Against the definition: orthogonal, and no nearby projection of that rank costs less under the metric."""
     rows, half = random(300, 16) * torch.linspace(0.2, 2, 16), random(16, 16, seed=1)
-    metric = half @ half.T / 16
+    metric = half @ half.T / 16 + 0.1 * torch.eye(16)
     Q, P = aligned_llama.turn(rows.T @ rows, metric, factor)
     eye = torch.eye(16, dtype=torch.float64)
     turned = rows @ P @ Q
@@ -55,7 +55,7 @@ def test_the_turn_is_the_best_projection(factor):
 
     def cost(projected):
         gone = rows - projected
-        return ((gone @ (metric + aligned_llama.IDENTITY * eye)) * gone).sum()
+        return ((gone @ metric) * gone).sum()
 
     plain = torch.linalg.svd(rows, full_matrices=False).Vh[: 16 // factor]
     assert cost(rows @ P) < cost(rows @ plain.T @ plain)
@@ -87,6 +87,31 @@ def test_the_same_text_gives_the_same_model():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     half = compress(teacher.to(torch.bfloat16), ALIGNED, calibration=IDS)
     assert half.dtype == torch.bfloat16 and logits(half).isfinite().all()
+
+
+def test_the_sensitivity_is_that_of_small_changes():
+    """Against the definition, by changing what one writer writes."""
+    teacher, ids, step = tiny_llama(biases=True), IDS[:2], 1e-5
+    found = aligned_llama.sensitivity(teacher, ids)
+    assert len(found) == 1 + 2 * 4
+    total = torch.zeros(24, 24, dtype=torch.float64)
+
+    def loss(row):  # transformers' own is in float32, too coarse for differences
+        return torch.nn.functional.cross_entropy(logits(teacher, input_ids=row[None])[0, :-1], row[1:])
+
+    for row in ids:
+        g = torch.zeros(12, 24, dtype=torch.float64)
+        for place in range(12):
+            for i in range(24):
+                change = torch.zeros(1, 12, 24, dtype=torch.float64)
+                change[0, place, i] = step
+                hook = teacher.model.layers[2].self_attn.o_proj.register_forward_hook(lambda _layer, _inputs, out, change=change: out + change)
+                g[place, i] = loss(row)
+                hook.remove()
+        g = (g - loss(row)) / step
+        total += g.T @ g
+    naive = total / total.diagonal().mean() + aligned_llama.IDENTITY * torch.eye(24)
+    assert torch.allclose(found[1 + 2 * 2], naive, atol=1e-3)
 
 
 def test_least_squares_drawn_towards_a_prior():
