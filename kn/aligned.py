@@ -141,7 +141,7 @@ def align_feed_forward(teacher: nn.Module, student: nn.Module, x_t: Tensor, x_s:
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
     """One line for what cannot be aligned."""
     if model.config.model_type != "gpt2":
-        raise ValueError(f"init 'aligned' is for GPT-2, not yet for {model.config.model_type}: take init='svd'")
+        raise ValueError(f"init 'aligned' is for GPT-2 and Llama, not yet for {model.config.model_type}: take init='svd'")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
         raise ValueError("init 'aligned' needs calibration=token ids, an integer tensor (sequences, length) of some 30,000 tokens of text")
     if model.device.type != "cpu" or ids.device.type != "cpu":

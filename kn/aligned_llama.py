@@ -35,12 +35,12 @@ DENSE = True  # refit the dense layers too
 def equivalent(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaForCausalLM:
     """An untied model with the teacher's logits, in the basis of the compressed one: what ILKD should compare with; ids (sequences, length)."""
     check(model, spec, ids)
-    return _turned(model, spec, ids)[0]
+    return _turned(model, spec, ids)[0].to(model.dtype).train(model.training)
 
 
 def _turned(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> tuple[LlamaForCausalLM, Tensor | None, Tensor | None, list[Tensor]]:
     """The equivalent teacher, the (d, d) map from its token embedding to the nearest one that KroneckerEmbedding can hold, the tokens' shares (V), and the metrics."""
-    teacher = align.untied(model).eval()
+    teacher = align.untied(model).to(torch.promote_types(model.dtype, torch.float32)).eval()
     align.fold_norms(teacher)
     metrics = sensitivity(teacher, spaced(ids, GRADIENTS))
     if not spec.embedding:
@@ -226,7 +226,7 @@ def narrowed(spec: KroneckerSpec, layers: int) -> tuple[set[int], set[int]]:
 def prepare(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaForCausalLM:
     """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length)."""
     check(model, spec, ids)
-    teacher, halved, share, metrics = _turned(copy.deepcopy(model).to(torch.promote_types(model.dtype, torch.float32)), spec, ids)
+    teacher, halved, share, metrics = _turned(model, spec, ids)
     teacher.set_attn_implementation("sdpa")  # without a mask this is causal
     student = copy.deepcopy(teacher)
     if halved is not None:
