@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2ForSequenceClassification
 
-from . import align
+from . import align, aligned_llama
 from .config import KroneckerSpec
 from .moments import in_parts, least_squares, low_rank, moments, one, spread, subset
 
@@ -32,6 +32,8 @@ def equivalent(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
 
     ids (sequences, length) of calibration text. Raises ValueError where ln_f has a zero gain.
     """
+    if model.config.model_type == "llama":
+        return aligned_llama.equivalent(model, spec, ids)
     return _turned(model, spec, ids)[0]
 
 
@@ -190,7 +192,7 @@ def correct_head(student: nn.Module, teacher: nn.Module, x_t: Tensor, x_s: Tenso
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
     """One line for what cannot be aligned."""
     if model.config.model_type != "gpt2":
-        raise ValueError(f"init 'aligned' is for GPT-2, not yet for {model.config.model_type}: take init='svd'")
+        raise ValueError(f"init 'aligned' is for GPT-2 and Llama, not yet for {model.config.model_type}: take init='svd'")
     if model.device.type in ("mps", "meta"):
         raise ValueError(f"init 'aligned' sums in float64, which a model on {model.device} cannot: move it with .to('cpu')")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
@@ -219,6 +221,8 @@ def to_products(half: Half, teacher: Half, name: str, y_t: Tensor, x_s: Tensor, 
 
 def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
     """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length) of calibration text."""
+    if model.config.model_type == "llama":
+        return aligned_llama.prepare(model, spec, ids)
     return pair(model, spec, ids)[1]
 
 
