@@ -122,6 +122,17 @@ def test_least_squares_drawn_towards_a_prior():
     assert torch.allclose(aligned_llama.toward(prior, G, C, ridge), naive)
 
 
+def test_tokens_where_attention_rests_count_for_more():
+    """The moments against their definition: errors relative to the teacher's stream, and one token 20 times as large as the others."""
+    z, target, x = random(2, 9, 5), random(2, 9, 4, seed=1), random(2, 9, 4, seed=2).sign()
+    x[0, 0] *= 20
+    weight = torch.ones(2, 9, dtype=torch.float64)
+    weight[0, 0] = aligned_llama.SINK / 20**2
+    writer = aligned_llama.Writer(torch.nn.Linear(5, 4, dtype=torch.float64), z, target, x)
+    read = torch.cat([z, torch.ones(2, 9, 1)], -1)  # a bias reads a 1
+    assert torch.allclose(writer.G, torch.einsum("sli,sl,slj->ij", read, weight, read)) and torch.allclose(writer.C, torch.einsum("sli,sl,slj->ij", read, weight, target))
+
+
 def test_the_units_kept_are_the_best_where_one_leaves():
     """Against trying every unit."""
     z, W = random(200, 6) @ random(6, 6, seed=1), random(6, 3, seed=2)
