@@ -29,6 +29,8 @@ OWN = 0.01  # ridge, relative to the mean of the Gram matrix's diagonal: of a na
 WRITE = 1.0  # of writers towards that, for what the layers before lost: more overfits
 START = 0.03  # of the first layer's, that reads a halved embedding
 READ = 0.1  # of the map between the streams that readers see, towards the identity
+OUTLIER = 4.0  # times the median size: such a token is where attention rests (the first of a sequence, above all), that later ones look at
+SINK = 64.0  # tokens that it counts for
 DENSE = True  # refit the dense layers too
 
 
@@ -38,35 +40,29 @@ def equivalent(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> Lla
     return _turned(model, spec, ids)[0].to(model.dtype).train(model.training)
 
 
-def _turned(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> tuple[LlamaForCausalLM, Tensor | None, Tensor | None, list[Tensor]]:
-    """The equivalent teacher, the (d, d) map from its token embedding to the nearest one that KroneckerEmbedding can hold, the tokens' shares (V), and the metrics."""
+def _turned(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> tuple[LlamaForCausalLM, Tensor | None, Tensor | None]:
+    """The equivalent teacher, the (d, d) map from its token embedding to the nearest one that KroneckerEmbedding can hold, and the tokens' shares (V)."""
     teacher = align.untied(model).to(torch.promote_types(model.dtype, torch.float32)).eval()
     align.fold_norms(teacher)
-    metrics = sensitivity(teacher, spaced(ids, GRADIENTS))
     if not spec.embedding:
-        return teacher, None, None, metrics
+        return teacher, None, None
     table = teacher.model.embed_tokens.weight
     count = torch.bincount(ids.flatten(), minlength=len(table)).double() + SMOOTHING
     rows, share = table.detach().double(), count / count.sum()
-    Q, P = turn(rows.T @ (share[:, None] * rows), metrics[0], spec.embedding_factor or spec.factor)
+    Q, P = turn(rows.T @ (share[:, None] * rows), sensitivity(teacher, spaced(ids, GRADIENTS)), spec.embedding_factor or spec.factor)
     align.rotate(teacher, Q)
-    return teacher, Q.T @ P @ Q, share, [Q.T @ metric @ Q for metric in metrics]
+    return teacher, Q.T @ P @ Q, share
 
 
-def sensitivity(teacher: LlamaForCausalLM, ids: Tensor) -> list[Tensor]:
-    """How much a direction matters to the loss, of the embedding and of every writer in turn: E[g gᵀ] (d, d) of mean diagonal 1, and IDENTITY; g the gradient by what is written."""
-    writers = align.writers(teacher)
-    totals = [0.0] * (1 + len(writers))
+def sensitivity(teacher: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """How much a direction of the embedding matters to the loss: E[g gᵀ] (d, d) of mean diagonal 1, and IDENTITY; g the gradient by a token's embedding."""
+    total = 0.0
     for part in ids.split(1):
-        written = [teacher.model.embed_tokens(part).detach().requires_grad_()]
-        hooks = [layer.register_forward_hook(lambda _layer, _inputs, out, written=written: written.append(out)) for layer in writers]
+        x = teacher.model.embed_tokens(part).detach().requires_grad_()
         with torch.enable_grad():
-            found = torch.autograd.grad(teacher(inputs_embeds=written[0], labels=part).loss, written)
-        for hook in hooks:
-            hook.remove()
-        totals = [total + cross(g, g) for total, g in zip(totals, found, strict=True)]
-    eye = torch.eye(len(totals[0]), dtype=torch.float64, device=ids.device)
-    return [total / total.diagonal().mean() + IDENTITY * eye for total in totals]
+            (g,) = torch.autograd.grad(teacher(inputs_embeds=x, labels=part).loss, x)
+        total = total + cross(g, g)
+    return total / total.diagonal().mean() + IDENTITY * torch.eye(len(total), dtype=torch.float64, device=ids.device)
 
 
 def turn(covariance: Tensor, metric: Tensor, factor: int) -> tuple[Tensor, Tensor]:
@@ -109,17 +105,18 @@ class Writer:
     """A linear map that adds to the stream: the least squares of its output, every token's error relative to the teacher's stream.
 
     z (sequences, length, n) is what it reads, target what it should write, x_t the teacher's stream after it. W (n, d), with
-    the bias as one more row, is the teacher's; G and C are the moments, L Lᵀ = metric says which of its errors matter.
+    the bias as one more row, is the teacher's; G and C are the moments.
     """
 
-    def __init__(self, layer: nn.Linear, z: Tensor, target: Tensor, x_t: Tensor, metric: Tensor):
-        self.layer, self.biased, self.L = layer, layer.bias is not None, torch.linalg.cholesky(metric)
+    def __init__(self, layer: nn.Linear, z: Tensor, target: Tensor, x_t: Tensor):
+        self.layer, self.biased = layer, layer.bias is not None
         self.W = layer.weight.double().T
         if self.biased:
             self.W = torch.cat([self.W, layer.bias.double()[None]])
         self.G = self.C = 0.0
         for a, t, x in parts(z, target, x_t):
-            w = x.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()  # RMSNorm divides by this before anything reads it
+            size = x.square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()  # RMSNorm divides by this before anything reads it
+            w = torch.where(size > OUTLIER * size.median(), SINK**0.5, 1.0) / size
             a = torch.cat([a * w, w], -1) if self.biased else a * w
             self.G, self.C = self.G + cross(a, a), self.C + cross(a, t * w)
 
@@ -150,12 +147,12 @@ def narrow_values(attn: nn.Module, writer: Writer, ridge: float, factor: int) ->
     for key in range(n // e // groups):
         rows = [slice(h * e, (h + 1) * e) for h in align.group(attn, key)]
         pooled = sum(writer.G[r, r] for r in rows)
-        left, outs = low_rank(torch.eye(e, dtype=pooled.dtype, device=pooled.device), torch.cat([writer.W[r] @ writer.L for r in rows], 1), e // factor, pooled)
+        left, outs = low_rank(torch.eye(e, dtype=pooled.dtype, device=pooled.device), torch.cat([writer.W[r] for r in rows], 1), e // factor, pooled)
         maps.append(left)
         right += outs.chunk(groups, 1)
     outputs(attn.v_proj, torch.stack(maps), factor)
     A = torch.block_diag(*(m for m in maps for _ in range(groups)))
-    writer.narrow(A, torch.linalg.solve_triangular(writer.L, torch.cat(right), upper=False, left=False), ridge, factor)
+    writer.narrow(A, torch.cat(right), ridge, factor)
     return A
 
 
@@ -177,7 +174,7 @@ def narrow_units(mlp: nn.Module, writer: Writer, ridge: float, factor: int) -> T
     G = writer.G[:n, :n]
     if writer.biased:  # what the bias explains is no unit's worth
         G = G - writer.G[:n, n:] @ writer.G[n:, :n] / writer.G[n, n]
-    keep = kept_units(G, writer.W[:n] @ writer.L, n // factor)
+    keep = kept_units(G, writer.W[:n], n // factor)
     for layer in (mlp.gate_proj, mlp.up_proj):
         for parameter in layer.parameters():
             parameter.copy_(spread(parameter[keep].view(len(keep), -1), factor, 0).view_as(parameter))
@@ -226,7 +223,7 @@ def narrowed(spec: KroneckerSpec, layers: int) -> tuple[set[int], set[int]]:
 def prepare(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaForCausalLM:
     """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length)."""
     check(model, spec, ids)
-    teacher, halved, share, metrics = _turned(model, spec, ids)
+    teacher, halved, share = _turned(model, spec, ids)
     teacher.set_attn_implementation("sdpa")  # without a mask this is causal
     student = copy.deepcopy(teacher)
     if halved is not None:
@@ -246,10 +243,10 @@ def prepare(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaF
         attn, mlp = block.self_attn, block.mlp
         if behind:
             mend((attn.q_proj, attn.k_proj, attn.v_proj), (dense.input_layernorm, block.input_layernorm), *(words or (x_t, x_s)))
-        x_t, x_s = _attention(dense, block, x_t, x_s, positions, metrics[1 + 2 * index], spec.factor if index in small[0] else 1, behind)
+        x_t, x_s = _attention(dense, block, x_t, x_s, positions, spec.factor if index in small[0] else 1, behind)
         if behind or (DENSE and index in small[0]):
             mend((mlp.gate_proj, mlp.up_proj), (dense.post_attention_layernorm, block.post_attention_layernorm), x_t, x_s)
-        return _feed_forward(dense, block, x_t, x_s, metrics[2 + 2 * index], spec.factor if index in small[1] else 1, behind or (DENSE and index in small[0]), ridge)
+        return _feed_forward(dense, block, x_t, x_s, spec.factor if index in small[1] else 1, behind or (DENSE and index in small[0]), ridge)
 
     start = 0
     if halved is not None:  # the first layer reads little but tokens: it is fitted to more of them, and its attention reads the whole vocabulary
@@ -276,7 +273,7 @@ def _read_by(layer: nn.Linear, function: Callable[[Tensor], Tensor], x: Tensor) 
     return torch.cat(found)
 
 
-def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, metric: Tensor, factor: int, behind: bool) -> tuple[Tensor, Tensor]:
+def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, factor: int, behind: bool) -> tuple[Tensor, Tensor]:
     """Both streams after the attention, the student's narrowed if factor > 1, or refitted if it lies behind what is compressed."""
     attn = block.self_attn
 
@@ -288,7 +285,7 @@ def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, metric: Tensor
     after = x_t + each(attend(dense), x_t)
     mixed = _read_by(attn.o_proj, attend(block), x_s)
     if behind or factor > 1:
-        writer = Writer(attn.o_proj, mixed, after - x_s, after, metric)
+        writer = Writer(attn.o_proj, mixed, after - x_s, after)
         if factor == 1:
             writer.refit(WRITE)
         else:
@@ -297,13 +294,13 @@ def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, metric: Tensor
     return after, x_s + each(attn.o_proj, mixed)
 
 
-def _feed_forward(dense, block, x_t: Tensor, x_s: Tensor, metric: Tensor, factor: int, behind: bool, ridge: float) -> tuple[Tensor, Tensor]:
+def _feed_forward(dense, block, x_t: Tensor, x_s: Tensor, factor: int, behind: bool, ridge: float) -> tuple[Tensor, Tensor]:
     """Both streams after the feed-forward network, the student's narrowed if factor > 1, or refitted if it lies behind what is compressed."""
     mlp = block.mlp
     after = x_t + each(lambda x: dense.mlp(dense.post_attention_layernorm(x)), x_t)
     hidden = _read_by(mlp.down_proj, lambda x: block.mlp(block.post_attention_layernorm(x)), x_s)
     if behind or factor > 1:
-        writer = Writer(mlp.down_proj, hidden, after - x_s, after, metric)
+        writer = Writer(mlp.down_proj, hidden, after - x_s, after)
         if factor == 1:
             writer.refit(ridge)
         else:
