@@ -108,6 +108,13 @@ def quantity(value: Any, sign: bool = False, points: bool = False) -> str:
     return ("−" if value < 0 else "+" if sign else "") + text
 
 
+def deviation(sd: float, value: str) -> str:
+    """A standard deviation with as many decimals as the value it stands beside has."""
+    decimals = len(value.partition(".")[2])
+    text = f"{sd:,.{decimals}f}"
+    return text if text.strip("0.") else f"&lt;{10**-decimals:.{decimals}f}"
+
+
 def anchor(record: dict, depth: int | None = None) -> str:
     """The name of a stage's place on records.html; seeds of one stage share it, and so does everything from a depth of fields on."""
     parts = [record["stage"], *(str(value) for key, value in record["fields"].items() if key != "seed")]
@@ -123,7 +130,7 @@ def cell(line: Any, links: dict[str, str], keys: tuple[str, ...], paper: str) ->
         targets = [f"{page}#{'-'.join(name.split('-')[:2])}"]
     ours = escape(quantity(line.ours, points=points)) or "not run"
     if line.n > 1 and line.sd > 0:
-        ours += f" <small>± {quantity(line.sd, points=points)} ({line.n})</small>"
+        ours += f" <small>± {deviation(line.sd, ours)} ({line.n})</small>"
     shown = {"ours": f'<a class="ours" href="{escape(targets[0])}">{ours}</a>' if targets else f'<span class="ours">{ours}</span>'}
     shown["paper"] = f'<span class="paper">{escape(paper) or "–"}</span>'
     shown["Δ"] = f'<span class="delta">{quantity(line.delta, sign=True, points=points) or "–"}</span>'
