@@ -185,8 +185,8 @@ class Plan:
 
     def aligned(self, seed: int) -> Stage:
         compression = {**dataclasses.asdict(self.profile.compression), "init": "aligned"}
-        cost = 60 * self.forward["lm"] * self.profile.beyond.calibration * self.profile.model.context
-        return stage("aligned", {"compression": compression, **self.calibration()}, (self.pretrained("teacher"), self.corpus), cost + 2e12, seed=seed)
+        cost = 30 * self.forward["lm"] * self.profile.beyond.calibration * self.profile.model.context
+        return stage("aligned", {"compression": compression, **self.calibration()}, (self.pretrained("teacher"), self.corpus), cost + 3e11, seed=seed)
 
     def healing(self, start: str, share: float) -> Training:
         """The light pre-training at the learning rate of a start."""
@@ -212,7 +212,8 @@ class Plan:
         share, training = p.beyond.share, self.healing(method, p.beyond.share)
         steps, tokens = self.amount(training, self.counts["sample"])
         name = "-".join(f"{key}_{value}" for key, value in spec.items())
-        cost = self.forward["lm"] * (FACTORS["lm_ilkd"] * share * tokens + 20 * p.beyond.calibration * p.model.context) + 1e12
+        looked_at = p.beyond.calibration * p.model.context if method != "svd" else 0
+        cost = self.forward["lm"] * (FACTORS["lm_ilkd"] * share * tokens + 5 * looked_at) + 2e11
         settings = self.train_settings(training, compression={**dataclasses.asdict(p.compression), "embedding_factor": 2, **spec}, share=share, **self.calibration())
         return stage("compressed", settings, (self.corpus, self.pretrained("teacher")), cost, hints=self.hints, amount=(math.ceil(share * steps), share * tokens), method=method, spec=name, seed=seed)
 
