@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
 
-DIRECTIONS = ("student_teacher", "teacher_student")  # KL(S‖T) as eq. 3 prints it, or MiniLM's KL(T‖S)
+from .attention_kl import attention_kl
+
 HIDDEN_POINTS = ("c_proj", "block")  # output of the second fully connected layer (text of §3.3), or of the block
 
 
@@ -68,62 +69,6 @@ def _mean_squared(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Ten
     if valid is None:
         return squared.mean()
     return (squared.sum(-1) * valid).sum() / (valid.sum() * squared.shape[-1])
-
-
-class _RowKL(torch.autograd.Function):
-    """KL of each row of softmax(scores) (…, keys) and a fixed teacher's log-probabilities; the closed gradient saves autograd's passes (MATH.md §6)."""
-
-    @staticmethod
-    def forward(ctx, scores, log_t, direction):
-        log_s, p = scores.log_softmax(-1), scores.softmax(-1)  # exp of the masked -1e30 takes five times as long as a second softmax
-        ctx.direction = direction
-        if direction == "student_teacher":
-            difference = log_s.sub_(log_t)
-            rows = (p * difference).sum(-1)
-            ctx.save_for_backward(p, difference, rows)
-        else:
-            q = log_t.softmax(-1)  # its exponential, without exp's slow path
-            rows = (q * (log_t - log_s)).sum(-1)
-            ctx.save_for_backward(p, q)
-        return rows
-
-    @staticmethod
-    def backward(ctx, grad):
-        if ctx.direction == "student_teacher":  # p_S ((s_S − s_T) − E[s_S − s_T]), up to terms constant in a row
-            p, difference, rows = ctx.saved_tensors
-            return p * (difference - rows.unsqueeze(-1)) * grad.unsqueeze(-1), None, None
-        p, q = ctx.saved_tensors
-        return (p - q) * grad.unsqueeze(-1), None, None
-
-
-def attention_kl(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float | None = None, scale_t: float | None = None,
-                 attention_mask: Tensor | None = None, direction: str = "student_teacher") -> Tensor:  # fmt: skip
-    """Eq. 3 for one layer: KL of causal attention distributions, from q and k (b, h, t, e) of student and teacher.
-
-    Mean over batch, heads and valid query positions; padded keys (attention_mask (b, t) zero) get no probability and
-    padded queries do not count. Scales default to 1/√e of each model. Computed in float32 (float64 inputs stay float64).
-    Gradients reach q_s and k_s only: the teacher is fixed.
-    """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction {direction!r} is unknown: allowed are {', '.join(DIRECTIONS)}")
-    length = q_s.shape[-2]
-    masked = torch.ones(length, length, dtype=torch.bool, device=q_s.device).triu(1)  # (t, t) query × key
-    if attention_mask is not None:
-        masked = masked | ~attention_mask.bool()[:, None, None, :]  # (b, 1, t, t)
-        masked = masked & ~torch.eye(length, dtype=torch.bool, device=q_s.device)  # padded queries: keep softmax defined
-
-    def scores(q, k, scale):
-        with torch.autocast(q.device.type, enabled=False):
-            product = (_wide(q) * (q.shape[-1] ** -0.5 if scale is None else scale)) @ _wide(k).transpose(-1, -2)
-            return product.masked_fill_(masked, -1e30)
-
-    with torch.no_grad():
-        log_t = scores(q_t, k_t, scale_t).log_softmax(-1)
-    rows = _RowKL.apply(scores(q_s, k_s, scale_s), log_t, direction)  # (b, h, t); masked keys have probability 0 in both
-    if attention_mask is None:
-        return rows.mean()
-    valid = attention_mask.to(rows.dtype)[:, None, :]
-    return (rows * valid).sum() / (valid.sum() * rows.shape[1])
 
 
 def ilkd_loss(student: Captured, teacher: Captured, alphas: tuple[float, float, float, float], attention_mask: Tensor | None = None,
