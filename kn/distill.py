@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
 
-from .attention_kl import attention_kl
+from .attention import attention_kl
 
 HIDDEN_POINTS = ("c_proj", "block")  # output of the second fully connected layer (text of §3.3), or of the block
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kn import attention_kl as module
-from kn.attention_kl import attention_kl
+import kn
+from kn import attention as module
+from kn.attention import attention_kl
 
 EXACT = 1e-11  # float64 against float64
 
@@ -144,3 +145,7 @@ def test_no_map_ever_stands_in_memory():
             attention_kl(*given).backward()
         largest[length] = seen.elements
     assert largest[1024] <= module.SCORES and largest[4096] <= module.SCORES < 2 * 4096**2 / 16
+
+
+def test_the_package_offers_the_function():
+    assert kn.attention_kl is attention_kl
