@@ -8,7 +8,7 @@ _WHERE = {
     "nearest_kronecker": "kronecker", "KroneckerLinear": "kronecker", "KroneckerEmbedding": "kronecker", "KroneckerHead": "kronecker",
     "KroneckerSpec": "config", "KnGPT2Config": "config", "KnLlamaConfig": "config", "compress": "model", "count_parameters": "model",
     "KnGPT2Model": "gpt2", "KnGPT2LMHeadModel": "gpt2", "KnGPT2ForSequenceClassification": "gpt2", "KnLlamaModel": "llama", "KnLlamaForCausalLM": "llama", "KnLlamaForSequenceClassification": "llama",
-    "capture": "distill", "Captured": "distill", "ilkd_loss": "distill", "vanilla_kd_loss": "distill", "DistillTrainer": "distill",
+    "attention_kl": "attention", "capture": "distill", "Captured": "distill", "ilkd_loss": "distill", "vanilla_kd_loss": "distill", "DistillTrainer": "distill",
 }  # fmt: skip
 __all__ = list(_WHERE)
 

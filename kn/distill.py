@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer
+from transformers.modeling_outputs import CausalLMOutput
 
-DIRECTIONS = ("student_teacher", "teacher_student")  # KL(S‖T) as eq. 3 prints it, or MiniLM's KL(T‖S)
+from .attention import attention_kl
+
 HIDDEN_POINTS = ("c_proj", "block")  # output of the second fully connected layer (text of §3.3), or of the block
+
+
+LOGITS = 2**24  # from so many on (64 MB in float32) the loss is made without them
 
 
 @dataclass
@@ -26,10 +31,11 @@ class Captured:
     scaling: list[float]  # per layer: the factor on q·k inside softmax
 
 
-def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, through: nn.Module | None = None, **inputs) -> Captured:
+def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, through: nn.Module | None = None, logits: bool = True, **inputs) -> Captured:
     """One forward pass of a GPT-2 or KnGPT2 that also returns what ILKD compares; works with every attention backend.
 
-    `head=False` leaves out the output head (logits and loss are None): a teacher's logits are not part of eq. 5.
+    `head=False` leaves out the output head (logits and loss are None): a teacher's logits are not part of eq. 5. `logits=False`
+    gives a language model's loss without its logits where those would be large: they stand in memory for some tokens at a time.
     `through` is what wraps the model and must be called in its place (DistributedDataParallel).
     """
     if hidden_point not in HIDDEN_POINTS:
@@ -48,13 +54,37 @@ def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, t
             hooks.append(block.attn.c_attn.register_forward_hook(keep_qk))
             where = block.mlp.c_proj if hidden_point == "c_proj" else block
             hooks.append(where.register_forward_hook(lambda _m, _a, output: hidden.append(output)))
-        output = (through or model)(**inputs) if head else model.transformer(**inputs)
+        if not head:
+            output = model.transformer(**inputs)
+        elif logits or inputs.get("labels") is None or not fusible(model, inputs["labels"]):
+            output = (through or model)(**inputs)
+        else:
+            last: list[Tensor] = []
+            hooks.append(model.transformer.ln_f.register_forward_hook(lambda _m, _a, output: last.append(output)))
+            (through or model)(**{k: v for k, v in inputs.items() if k != "labels"}, logits_to_keep=1)
+            output = CausalLMOutput(loss=next_token_loss(last[0], model.lm_head, inputs["labels"]))
     finally:
         for hook in hooks:
             hook.remove()
     if not len(q) == len(hidden) == len(blocks):
         raise RuntimeError(f"captured {len(q)} attention and {len(hidden)} hidden outputs of {len(blocks)} layers: is gradient checkpointing on?")
     return Captured(embedding[0], q, k, hidden, output.logits if head else None, output.loss if head else None, [block.attn.scaling for block in blocks])
+
+
+def fusible(model: nn.Module, labels: Tensor) -> bool:
+    """Whether a language model's logits are so many that its loss is better made without them (torch 2.13's chunked product and cross-entropy)."""
+    return hasattr(F, "linear_cross_entropy") and hasattr(model, "lm_head") and labels.numel() * model.config.vocab_size > LOGITS
+
+
+def next_token_loss(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each next token (labels (b, t), −100 is left out) from the last hidden states (b, t, d), without all logits at once."""
+    weight = head.weight
+    if torch.is_autocast_enabled(hidden.device.type):
+        kind = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(kind), weight.to(kind)
+    hidden, target = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear_cross_entropy(hidden, weight, target, ignore_index=-100, options=nn.LinearCrossEntropyOptions()).float()
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -68,62 +98,6 @@ def _mean_squared(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Ten
     if valid is None:
         return squared.mean()
     return (squared.sum(-1) * valid).sum() / (valid.sum() * squared.shape[-1])
-
-
-class _RowKL(torch.autograd.Function):
-    """KL of each row of softmax(scores) (…, keys) and a fixed teacher's log-probabilities; the closed gradient saves autograd's passes (MATH.md §6)."""
-
-    @staticmethod
-    def forward(ctx, scores, log_t, direction):
-        log_s, p = scores.log_softmax(-1), scores.softmax(-1)  # exp of the masked -1e30 takes five times as long as a second softmax
-        ctx.direction = direction
-        if direction == "student_teacher":
-            difference = log_s.sub_(log_t)
-            rows = (p * difference).sum(-1)
-            ctx.save_for_backward(p, difference, rows)
-        else:
-            q = log_t.softmax(-1)  # its exponential, without exp's slow path
-            rows = (q * (log_t - log_s)).sum(-1)
-            ctx.save_for_backward(p, q)
-        return rows
-
-    @staticmethod
-    def backward(ctx, grad):
-        if ctx.direction == "student_teacher":  # p_S ((s_S − s_T) − E[s_S − s_T]), up to terms constant in a row
-            p, difference, rows = ctx.saved_tensors
-            return p * (difference - rows.unsqueeze(-1)) * grad.unsqueeze(-1), None, None
-        p, q = ctx.saved_tensors
-        return (p - q) * grad.unsqueeze(-1), None, None
-
-
-def attention_kl(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float | None = None, scale_t: float | None = None,
-                 attention_mask: Tensor | None = None, direction: str = "student_teacher") -> Tensor:  # fmt: skip
-    """Eq. 3 for one layer: KL of causal attention distributions, from q and k (b, h, t, e) of student and teacher.
-
-    Mean over batch, heads and valid query positions; padded keys (attention_mask (b, t) zero) get no probability and
-    padded queries do not count. Scales default to 1/√e of each model. Computed in float32 (float64 inputs stay float64).
-    Gradients reach q_s and k_s only: the teacher is fixed.
-    """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction {direction!r} is unknown: allowed are {', '.join(DIRECTIONS)}")
-    length = q_s.shape[-2]
-    masked = torch.ones(length, length, dtype=torch.bool, device=q_s.device).triu(1)  # (t, t) query × key
-    if attention_mask is not None:
-        masked = masked | ~attention_mask.bool()[:, None, None, :]  # (b, 1, t, t)
-        masked = masked & ~torch.eye(length, dtype=torch.bool, device=q_s.device)  # padded queries: keep softmax defined
-
-    def scores(q, k, scale):
-        with torch.autocast(q.device.type, enabled=False):
-            product = (_wide(q) * (q.shape[-1] ** -0.5 if scale is None else scale)) @ _wide(k).transpose(-1, -2)
-            return product.masked_fill_(masked, -1e30)
-
-    with torch.no_grad():
-        log_t = scores(q_t, k_t, scale_t).log_softmax(-1)
-    rows = _RowKL.apply(scores(q_s, k_s, scale_s), log_t, direction)  # (b, h, t); masked keys have probability 0 in both
-    if attention_mask is None:
-        return rows.mean()
-    valid = attention_mask.to(rows.dtype)[:, None, :]
-    return (rows * valid).sum() / (valid.sum() * rows.shape[1])
 
 
 def ilkd_loss(student: Captured, teacher: Captured, alphas: tuple[float, float, float, float], attention_mask: Tensor | None = None,
@@ -188,6 +162,8 @@ class DistillTrainer(Trainer):
                 for parameter in unused.parameters():
                     parameter.requires_grad_(id(parameter) in used)
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher is not None else None
+        if teacher is not None and self.args.bf16 and self.args.device.type == "cuda":
+            self.teacher = self.teacher.to(torch.bfloat16)  # what autocast would multiply in anyway
 
     def floating_point_ops(self, inputs):
         """Not counted: Trainer walks over all modules for it at every step, 2.5 of 54 ms at mini's size."""
@@ -211,7 +187,7 @@ class DistillTrainer(Trainer):
             soft = self._logit_kd(output.logits, target, inputs)
             loss, terms = (1 - how.kd_weight) * output.loss + how.kd_weight * soft, {"cross_entropy": output.loss, "logits": soft}
         else:
-            output = capture(self.accelerator.unwrap_model(model), how.hidden_point, through=model, **inputs)
+            output = capture(self.accelerator.unwrap_model(model), how.hidden_point, through=model, logits=bool(how.logit_term) or return_outputs, **inputs)
             with torch.no_grad():
                 teacher_inputs = {k: v for k, v in inputs.items() if k != "labels"}
                 target = capture(self.teacher, how.hidden_point, bool(how.logit_term), **teacher_inputs)

@@ -11,16 +11,16 @@ from conftest import ROOT
 
 MUTATIONS = {  # what goes wrong: (file, as it is, as it must not be, the test that has to notice)
     "KL swapped": (
-        "distill.py",
-        "scale_s), log_t, direction)",
-        "scale_s), log_t, DIRECTIONS[direction == DIRECTIONS[0]])",
-        "test_distill.py::test_attention_kl_value_and_gradients",
+        "attention.py",
+        'if direction == "student_teacher":',
+        'if direction != "student_teacher":',
+        "test_attention.py::test_values_and_gradients_against_loops",
     ),
     "mask dropped from the attention": (
-        "distill.py",
-        "masked = masked | ~attention_mask",
-        "masked = masked | ~torch.ones_like(attention_mask)",
-        "test_distill.py::test_attention_kl_value_and_gradients",
+        "attention.py",
+        "padded = None if valid is None else",
+        "padded = None if True else",
+        "test_attention.py::test_values_and_gradients_against_loops",
     ),
     "mask dropped from the losses": (
         "distill.py",
@@ -29,10 +29,10 @@ MUTATIONS = {  # what goes wrong: (file, as it is, as it must not be, the test t
         "test_distill.py::test_ilkd_terms_against_naive_loops",
     ),
     "gradient of the wrong sign": (
-        "distill.py",
-        "return p * (difference - rows",
-        "return -p * (difference - rows",
-        "test_distill.py::test_attention_kl_value_and_gradients",
+        "attention.py",
+        "else s.sub_(mean).mul_(p_s)",
+        "else s.sub_(mean).mul_(-p_s)",
+        "test_attention.py::test_values_and_gradients_against_loops",
     ),
     "head tied to the teacher's": (
         "model.py",

@@ -1,0 +1,127 @@
+"""Eq. 3 without attention maps (MATH.md §6): the KL of two models' attention distributions from queries and keys alone, in memory linear in the length.
+
+    KL(S ‖ T) of a query = E_{p_S}[s_S − s_T] − lse_S + lse_T,  its gradient by s_S is p_S ((s_S − s_T) − E_{p_S}[s_S − s_T])
+    KL(T ‖ S) of a query = E_{p_T}[s_T − s_S] − lse_T + lse_S,  its gradient by s_S is p_S − p_T
+
+Scores stand in memory for a block of queries at a time; where the weights of the queries are known beforehand (every mean or
+sum) the gradients are made in the same pass, else in a second one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DIRECTIONS = ("student_teacher", "teacher_student")  # KL(S‖T) as eq. 3 prints it, or MiniLM's KL(T‖S)
+REDUCTIONS = ("mean", "sum", "none")
+SCORES = 2**19  # of one model, at a time: 2 MB stay in a core's cache
+SMALLEST = 16  # queries at a time
+MASKED = -1e30  # finite, so that a difference of two masked scores is 0
+
+
+def attention_kl(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float | None = None, scale_t: float | None = None,
+                 attention_mask: Tensor | None = None, direction: str = "student_teacher", reduction: str = "mean") -> Tensor:  # fmt: skip
+    """Eq. 3 for one layer: KL of causal attention distributions, from q and k (batch, heads, length, head size) of student and teacher.
+
+    Head sizes may differ; scales default to 1/√head size of each model. Padded keys (attention_mask (batch, length) zero) get no
+    probability and padded queries do not count. Mean or sum over batch, heads and valid queries, or each query's (batch, heads,
+    length), 0 for padded ones. Computed in float32 (float64 inputs stay float64); gradients reach q_s and k_s: the teacher is fixed.
+    Raises ValueError for shapes that do not fit and for unknown directions and reductions.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction {direction!r} is unknown: allowed are {', '.join(DIRECTIONS)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction {reduction!r} is unknown: allowed are {', '.join(REDUCTIONS)}")
+    shapes = [tuple(x.shape) for x in (q_s, k_s, q_t, k_t)]
+    if any(len(shape) != 4 for shape in shapes) or shapes[0] != shapes[1] or shapes[2] != shapes[3] or shapes[0][:3] != shapes[2][:3]:
+        raise ValueError(f"q and k must be (batch, heads, length, head size), the first three the same for both models, got {', '.join(map(str, shapes))}")
+    batch, heads, length, size = shapes[0]
+    if attention_mask is not None and tuple(attention_mask.shape) != (batch, length):
+        raise ValueError(f"attention_mask must be (batch, length) = ({batch}, {length}), got {tuple(attention_mask.shape)}")
+    scales = (size**-0.5 if scale_s is None else scale_s, shapes[2][3] ** -0.5 if scale_t is None else scale_t)
+    valid = None if attention_mask is None else attention_mask.bool()
+    weights = None
+    if reduction != "none":
+        weights = q_s.new_ones(batch, length, dtype=_wide(q_s)) if valid is None else valid.to(_wide(q_s))
+        weights = weights / (weights.sum().clamp(min=1) * heads) if reduction == "mean" else weights  # no valid query at all: 0
+    with torch.autocast(q_s.device.type, enabled=False):
+        rows = _AttentionKL.apply(q_s, k_s, q_t.detach(), k_t.detach(), scales, valid, direction, weights)
+    return rows if weights is None else rows.sum()
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class _AttentionKL(torch.autograd.Function):
+    """Each query's KL (batch, heads, length), times its weight (batch, length) where those are given; they must not depend on anything that is trained."""
+
+    @staticmethod
+    def forward(ctx, q_s, k_s, q_t, k_t, scales, valid, direction, weights):
+        ctx.how = (scales, valid, direction)
+        ctx.at_once = weights is not None
+        wanted = ctx.at_once and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
+        rows, *grads = _pass((q_s, k_s, q_t, k_t), *ctx.how, weights[:, None].expand(q_s.shape[:3]) if wanted else None)
+        if ctx.at_once:
+            rows = rows * weights[:, None]
+            ctx.save_for_backward(*grads)
+        else:
+            rows = rows if valid is None else rows * valid[:, None]
+            ctx.save_for_backward(q_s, k_s, q_t, k_t)
+        return rows
+
+    @staticmethod
+    def backward(ctx, grad):  # (batch, heads, length)
+        if ctx.at_once:  # the rows were summed: one number for all
+            dq, dk = ctx.saved_tensors
+            dq, dk = dq * grad[0, 0, 0].to(dq.dtype), dk * grad[0, 0, 0].to(dk.dtype)
+        else:
+            valid = ctx.how[1]
+            _, dq, dk = _pass(ctx.saved_tensors, *ctx.how, grad if valid is None else grad * valid[:, None])
+        return dq, dk, None, None, None, None, None, None
+
+
+def _pass(inputs: tuple[Tensor, ...], scales: tuple[float, float], valid: Tensor | None, direction: str, weights: Tensor | None) -> tuple[Tensor, ...]:
+    """(rows (b, h, t), and where weights (b, h, t) are given the gradients of Σ weights·rows by q_s and k_s), a block of queries at a time."""
+    dtype = _wide(inputs[0])
+    q_s, k_s, q_t, k_t = (x.detach().flatten(0, 1).to(dtype) for x in inputs)  # (b·h, t, e)
+    q_s, q_t = q_s * scales[0], q_t * scales[1]
+    pairs, length = q_s.shape[:2]
+    heads = inputs[0].shape[1]
+    padded = None if valid is None else ~valid.repeat_interleave(heads, 0)  # (b·h, t)
+    rows = q_s.new_empty(pairs, length)
+    dq, dk = (None, None) if weights is None else (torch.empty_like(q_s), torch.zeros_like(k_s))
+    weights = None if weights is None else weights.reshape(pairs, length, 1).to(dtype)
+    block = min(length, max(SMALLEST, SCORES // (pairs * length)))
+    triangle = torch.ones(block, block, dtype=torch.bool, device=q_s.device).triu_(1)
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        here, seen, size = slice(start, end), slice(0, end), end - start
+
+        def scores(q, k, here=here, seen=seen, start=start, size=size):
+            s = torch.bmm(q[:, here], k[:, seen].transpose(1, 2))  # (b·h, block, keys)
+            if padded is not None:
+                own = torch.eye(size, dtype=torch.bool, device=s.device)  # a padded query keeps itself, so that its softmax is defined
+                s[..., :start].masked_fill_(padded[:, None, :start], MASKED)
+                s[..., start:].masked_fill_(padded[:, None, here] & ~own, MASKED)
+            s[..., start:].masked_fill_(triangle[:size, :size], MASKED)
+            return s
+
+        s, t = scores(q_s, k_s), scores(q_t, k_t)
+        p_s, p_t = s.softmax(-1), t.softmax(-1)  # these kernels know exp's underflow; exp and logsumexp take 20 times as long on masked scores
+        lse_s, lse_t = (x.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log() for x, p in ((s, p_s), (t, p_t)))
+        if direction == "student_teacher":
+            mean = torch.linalg.vecdot(p_s, s.sub_(t)).unsqueeze(-1)
+            rows[:, here] = (mean - lse_s + lse_t).squeeze(-1)
+            slope = None if weights is None else s.sub_(mean).mul_(p_s)
+        else:
+            rows[:, here] = (torch.linalg.vecdot(p_t, t.sub_(s)).unsqueeze(-1) - lse_t + lse_s).squeeze(-1)
+            slope = p_s.sub_(p_t)
+        if weights is not None:
+            slope = slope.mul_(weights[:, here])
+            dq[:, here] = torch.bmm(slope, k_s[:, seen])
+            dk[:, seen].baddbmm_(slope.transpose(1, 2), q_s[:, here])
+    rows = rows.view(inputs[0].shape[:3])
+    if weights is None:
+        return (rows,)
+    return rows, (dq * scales[0]).view(inputs[0].shape).to(inputs[0].dtype), dk.view(inputs[1].shape).to(inputs[1].dtype)
