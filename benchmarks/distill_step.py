@@ -25,12 +25,13 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, __version__
 
-from kn import capture, compress, ilkd_loss
+from kn import capture, compress
+from kn.distill import ilkd_against
 from kn.store import device_name
 
 WAYS = ("usual", "usual, fused GELU", "ours", "plain")
 ALPHAS = (0.5, 0.5, 0.5, 0.1)
-DEEP = 1024  # tokens up to which all 12 layers are used on a CPU; beyond, the usual way needs more than 24 GB and 4 layers must do
+LAYERS = {1024: 12, 2048: 6, 4096: 3}  # on a CPU, by the longest length: beyond them the usual way needs more than 24 GB
 
 
 def build(way: str, length: int, layers: int, device: str):
@@ -69,9 +70,7 @@ def usual(student, teacher, ids):
 
 
 def ours(student, teacher, ids):
-    with torch.no_grad():
-        t = capture(teacher, head=False, input_ids=ids)
-    return ilkd_loss(capture(student, logits=False, input_ids=ids, labels=ids), t, ALPHAS)[0]
+    return ilkd_against(capture(student, logits=False, input_ids=ids, labels=ids), teacher, ALPHAS, input_ids=ids)[0]
 
 
 def plain(student, teacher, ids):
@@ -137,7 +136,7 @@ def main() -> None:
     }
     found = []
     for length in map(int, options.lengths.split(",")):
-        layers = 12 if options.device == "cuda" or length <= DEEP else 4
+        layers = 12 if options.device == "cuda" else next((deep for longest, deep in LAYERS.items() if length <= longest), 1)
         models = {way: build(way, length, layers, options.device) for way in WAYS}
         ids = torch.randint(0, 50257, (1, length), generator=torch.Generator().manual_seed(1)).to(options.device)
         losses, slopes = {}, {}

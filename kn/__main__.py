@@ -14,18 +14,18 @@ from .store import Store, StoreError
 
 
 def table_list(text: str) -> list[int | str]:
-    """ "4,5,beyond" → [4, 5, "beyond_alignment", "beyond_compression"]; argparse error for anything else than tables 1 to 7 and what lies beyond them."""
+    """ "4,5,beyond" → [4, 5, "beyond_alignment", "beyond_compression"]; argparse error for anything else than tables 1 to 7, beyond and claims."""
     found: set[int | str] = set()
     for part in (part.strip() for part in text.split(",")):
-        if part == "beyond" or part in kinds.BEYOND:
+        if part in ("beyond", kinds.LEDGER, *kinds.BEYOND):
             found.update(kinds.BEYOND if part == "beyond" else [part])
         elif part.lstrip("-").isdigit() and int(part) not in kinds.TABLES:
-            raise argparse.ArgumentTypeError(f"table {part} does not exist: allowed are 1 to 7, beyond")
+            raise argparse.ArgumentTypeError(f"table {part} does not exist: allowed are 1 to 7, beyond, claims")
         elif not part.isdigit():
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of table numbers: allowed are 1 to 7 and beyond, as in --only 4,5,beyond")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of table numbers: allowed are 1 to 7, beyond and claims, as in --only 4,5,beyond")
         else:
             found.add(int(part))
-    return sorted(found, key=[*kinds.TABLES, *kinds.BEYOND].index)
+    return sorted(found, key=kinds.NOTEBOOKS.index)
 
 
 def positive(text: str) -> int:
@@ -52,8 +52,14 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("folder", nargs="?", type=Path, default=None, metavar="PATH", help="mirror, corpus: where to")
     top.add_argument("--wheels", action="store_true", help="mirror: fetch the pinned packages too")
     top.add_argument("--profile", default="mini", metavar="NAME", help=profile)
-    top.add_argument("--only", type=table_list, default=list(kinds.TABLES), metavar="4,5", help="tables to make (default: all seven); beyond: the two notebooks that go beyond the paper")
-    top.add_argument("--all", dest="only", action="store_const", const=[*kinds.TABLES, *kinds.BEYOND], help="the seven tables and what goes beyond them")
+    top.add_argument(
+        "--only",
+        type=table_list,
+        default=list(kinds.TABLES),
+        metavar="4,5",
+        help="tables to make (default: all seven); beyond: the two notebooks that go beyond the paper; claims: every claim judged, and what each reading of the paper changes",
+    )
+    top.add_argument("--all", dest="only", action="store_const", const=list(kinds.NOTEBOOKS), help="the seven tables, what goes beyond them, and the claims")
     top.add_argument("--seeds", type=positive, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
     top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, for example pretrain.batch_size=8; may be given several times")
     top.add_argument("--jobs", type=positive, default=None, metavar="N", help="processes of one thread each (default: all processors); with several GPUs each takes one in turn")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,7 @@ from transformers import Trainer
 from transformers.modeling_outputs import CausalLMOutput
 
 from .attention import attention_kl
+from .head import logit_kd, next_token_loss
 
 HIDDEN_POINTS = ("c_proj", "block")  # output of the second fully connected layer (text of §3.3), or of the block
 
@@ -29,6 +32,7 @@ class Captured:
     logits: Tensor | None  # (b, t, v), or (b, labels) of a classifier
     loss: Tensor | None  # cross-entropy, when labels were given
     scaling: list[float]  # per layer: the factor on q·k inside softmax
+    last: Tensor | None = None  # (b, t, d) what the head takes, where the loss was made without logits
 
 
 def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, through: nn.Module | None = None, logits: bool = True, **inputs) -> Captured:
@@ -38,53 +42,64 @@ def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, t
     gives a language model's loss without its logits where those would be large: they stand in memory for some tokens at a time.
     `through` is what wraps the model and must be called in its place (DistributedDataParallel).
     """
-    if hidden_point not in HIDDEN_POINTS:
-        raise ValueError(f"hidden_point {hidden_point!r} is unknown: allowed are {', '.join(HIDDEN_POINTS)}")
-    blocks, heads = model.transformer.h, model.config.n_head
-    embedding, q, k, hidden, hooks = [], [], [], [], []
+    found = Captured(torch.empty(0), [], [], [], None, None, [block.attn.scaling for block in model.transformer.h])
 
-    def keep_qk(_module, _args, output):  # output (b, t, 3·d)
-        query, key, _ = output.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, h, t, e)
-        q.append(query)
-        k.append(key)
+    def keep(layer, query, key):
+        found.q.append(query)
+        found.k.append(key)
 
-    try:
-        hooks.append(model.transformer.drop.register_forward_pre_hook(lambda _m, args: embedding.append(args[0])))
-        for block in blocks:
-            hooks.append(block.attn.c_attn.register_forward_hook(keep_qk))
-            where = block.mlp.c_proj if hidden_point == "c_proj" else block
-            hooks.append(where.register_forward_hook(lambda _m, _a, output: hidden.append(output)))
+    with watched(model, hidden_point, lambda output: setattr(found, "embedding", output), keep, lambda layer, output: found.hidden.append(output)):
         if not head:
             output = model.transformer(**inputs)
         elif logits or inputs.get("labels") is None or not fusible(model, inputs["labels"]):
             output = (through or model)(**inputs)
         else:
-            last: list[Tensor] = []
-            hooks.append(model.transformer.ln_f.register_forward_hook(lambda _m, _a, output: last.append(output)))
-            (through or model)(**{k: v for k, v in inputs.items() if k != "labels"}, logits_to_keep=1)
-            output = CausalLMOutput(loss=next_token_loss(last[0], model.lm_head, inputs["labels"]))
+            hook = model.transformer.ln_f.register_forward_hook(lambda _m, _a, output: setattr(found, "last", output))
+            try:
+                (through or model)(**{k: v for k, v in inputs.items() if k != "labels"}, logits_to_keep=1)
+            finally:
+                hook.remove()
+            output = CausalLMOutput(loss=next_token_loss(found.last, model.lm_head.weight, inputs["labels"]))
+    if head:
+        found.logits, found.loss = output.logits, output.loss
+    return found
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module, hidden_point: str, embedding: Callable, attention: Callable, hidden: Callable):
+    """While the model runs: embedding(output), and per layer attention(layer, q, k) and hidden(layer, output), with the shapes of Captured.
+
+    ValueError for an unknown hidden_point; RuntimeError where a layer did not run exactly once.
+    """
+    if hidden_point not in HIDDEN_POINTS:
+        raise ValueError(f"hidden_point {hidden_point!r} is unknown: allowed are {', '.join(HIDDEN_POINTS)}")
+    blocks, heads, seen, hooks = model.transformer.h, model.config.n_head, [], []
+
+    def split(layer, output):  # (b, t, 3·d)
+        query, key, _ = output.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, h, t, e)
+        attention(layer, query, key)
+
+    def reached(layer, output):
+        seen.append(layer)
+        hidden(layer, output)
+
+    hooks.append(model.transformer.drop.register_forward_pre_hook(lambda _m, args: embedding(args[0])))
+    for layer, block in enumerate(blocks):
+        hooks.append(block.attn.c_attn.register_forward_hook(lambda _m, _a, output, layer=layer: split(layer, output)))
+        where = block.mlp.c_proj if hidden_point == "c_proj" else block
+        hooks.append(where.register_forward_hook(lambda _m, _a, output, layer=layer: reached(layer, output)))
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    if not len(q) == len(hidden) == len(blocks):
-        raise RuntimeError(f"captured {len(q)} attention and {len(hidden)} hidden outputs of {len(blocks)} layers: is gradient checkpointing on?")
-    return Captured(embedding[0], q, k, hidden, output.logits if head else None, output.loss if head else None, [block.attn.scaling for block in blocks])
+    if seen != list(range(len(blocks))):
+        raise RuntimeError(f"saw {len(seen)} hidden outputs of {len(blocks)} layers: is gradient checkpointing on?")
 
 
 def fusible(model: nn.Module, labels: Tensor) -> bool:
-    """Whether a language model's logits are so many that its loss is better made without them (torch 2.13's chunked product and cross-entropy)."""
-    return hasattr(F, "linear_cross_entropy") and hasattr(model, "lm_head") and labels.numel() * model.config.vocab_size > LOGITS
-
-
-def next_token_loss(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each next token (labels (b, t), −100 is left out) from the last hidden states (b, t, d), without all logits at once."""
-    weight = head.weight
-    if torch.is_autocast_enabled(hidden.device.type):
-        kind = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(kind), weight.to(kind)
-    hidden, target = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    with torch.autocast(hidden.device.type, enabled=False):
-        return F.linear_cross_entropy(hidden, weight, target, ignore_index=-100, options=nn.LinearCrossEntropyOptions()).float()
+    """Whether a language model's logits are so many that its losses are better made without them (kn.head)."""
+    return hasattr(model, "lm_head") and labels.numel() * model.config.vocab_size > LOGITS
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -107,21 +122,69 @@ def ilkd_loss(student: Captured, teacher: Captured, alphas: tuple[float, float, 
     Returns the scalar loss and its four terms before weighting, as tensors. attention_mask (b, t) is 1 on real
     tokens. Raises ValueError for models of different depth or for α4 ≠ 0 without labels.
     """
-    if len(alphas) != 4:
-        raise ValueError(f"alphas needs four numbers (embedding, attention, hidden, cross-entropy), got {alphas}")
+    terms = Terms(student, alphas, attention_mask, direction)
     if len(student.q) != len(teacher.q):
         raise ValueError(f"ILKD compares layer by layer: the student has {len(student.q)} layers, the teacher {len(teacher.q)}")
-    if student.loss is None and alphas[3]:
-        raise ValueError("alphas[3] weighs the cross-entropy, but the student saw no labels: pass labels to capture or set it to 0")
-    valid = None if attention_mask is None else attention_mask.to(student.embedding.device).float()
-    layers = zip(student.q, student.k, teacher.q, teacher.k, student.scaling, teacher.scaling, strict=True)
-    terms = {
-        "embedding": _mean_squared(student.embedding, teacher.embedding, valid),
-        "attention": sum(attention_kl(*layer, attention_mask=attention_mask, direction=direction) for layer in layers),
-        "hidden": sum(_mean_squared(s, t, valid) for s, t in zip(student.hidden, teacher.hidden, strict=True)),
-        "cross_entropy": student.loss if student.loss is not None else student.embedding.new_zeros(()),
-    }
-    return sum(alpha * term for alpha, term in zip(alphas, terms.values(), strict=True) if alpha), terms
+    terms.compare_embedding(teacher.embedding)
+    for layer, (q, k, hidden) in enumerate(zip(teacher.q, teacher.k, teacher.hidden, strict=True)):
+        terms.compare_attention(layer, q, k, teacher.scaling[layer])
+        terms.compare_hidden(layer, hidden)
+    return terms.total()
+
+
+def ilkd_against(student: Captured, teacher: nn.Module, alphas: tuple[float, float, float, float], direction: str = "student_teacher", hidden_point: str = "c_proj",
+                 head: bool = False, **inputs) -> tuple[Tensor, dict[str, Tensor], Tensor]:  # fmt: skip
+    """ilkd_loss with the teacher run here, without gradients: what each of its layers gives is compared at once and let go, and the student's hidden state with it.
+
+    Returns the loss, its terms, and with `head` the teacher's logits, else its last hidden states. Raises as ilkd_loss does.
+    """
+    terms, layers = Terms(student, alphas, inputs.get("attention_mask"), direction), len(teacher.transformer.h)
+    if len(student.q) != layers:
+        raise ValueError(f"ILKD compares layer by layer: the student has {len(student.q)} layers, the teacher {layers}")
+
+    def attention(layer, q, k):
+        with torch.enable_grad():
+            terms.compare_attention(layer, q, k, teacher.transformer.h[layer].attn.scaling)
+
+    def hidden(layer, output):
+        with torch.enable_grad():
+            terms.compare_hidden(layer, output)
+        student.hidden[layer] = None
+
+    with torch.no_grad(), watched(teacher, hidden_point, torch.enable_grad()(terms.compare_embedding), attention, hidden):
+        output = (teacher if head else teacher.transformer)(**inputs)
+    return *terms.total(), output.logits if head else output.last_hidden_state
+
+
+class Terms:
+    """The terms of eq. 5, gathered layer by layer."""
+
+    def __init__(self, student: Captured, alphas: tuple[float, float, float, float], attention_mask: Tensor | None, direction: str):
+        if len(alphas) != 4:
+            raise ValueError(f"alphas needs four numbers (embedding, attention, hidden, cross-entropy), got {alphas}")
+        if student.loss is None and alphas[3]:
+            raise ValueError("alphas[3] weighs the cross-entropy, but the student saw no labels: pass labels to capture or set it to 0")
+        self.student, self.alphas, self.mask, self.direction = student, alphas, attention_mask, direction
+        self.valid = None if attention_mask is None else attention_mask.to(student.embedding.device).float()
+        zero = student.embedding.new_zeros(())
+        self.terms = {"embedding": zero, "attention": zero, "hidden": zero, "cross_entropy": zero if student.loss is None else student.loss}
+
+    def compare_embedding(self, teacher: Tensor) -> None:
+        """Eq. 2."""
+        self.terms["embedding"] = _mean_squared(self.student.embedding, teacher, self.valid)
+
+    def compare_attention(self, layer: int, q: Tensor, k: Tensor, scaling: float) -> None:
+        """One layer of eq. 3."""
+        s = self.student
+        self.terms["attention"] = self.terms["attention"] + attention_kl(s.q[layer], s.k[layer], q, k, s.scaling[layer], scaling, self.mask, self.direction)
+
+    def compare_hidden(self, layer: int, hidden: Tensor) -> None:
+        """One layer of eq. 4."""
+        self.terms["hidden"] = self.terms["hidden"] + _mean_squared(self.student.hidden[layer], hidden, self.valid)
+
+    def total(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. 5, and its terms before weighting."""
+        return sum(alpha * term for alpha, term in zip(self.alphas, self.terms.values(), strict=True) if alpha), self.terms
 
 
 def vanilla_kd_loss(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None = None, temperature: float = 2.0) -> Tensor:
@@ -187,13 +250,14 @@ class DistillTrainer(Trainer):
             soft = self._logit_kd(output.logits, target, inputs)
             loss, terms = (1 - how.kd_weight) * output.loss + how.kd_weight * soft, {"cross_entropy": output.loss, "logits": soft}
         else:
-            output = capture(self.accelerator.unwrap_model(model), how.hidden_point, through=model, logits=bool(how.logit_term) or return_outputs, **inputs)
-            with torch.no_grad():
-                teacher_inputs = {k: v for k, v in inputs.items() if k != "labels"}
-                target = capture(self.teacher, how.hidden_point, bool(how.logit_term), **teacher_inputs)
-            loss, terms = ilkd_loss(output, target, how.alphas, inputs.get("attention_mask"), how.direction)
+            bare = self.accelerator.unwrap_model(model)
+            chunked = bool(how.logit_term) and not return_outputs and "labels" in inputs and fusible(bare, inputs["labels"])
+            output = capture(bare, how.hidden_point, through=model, logits=bool(how.logit_term and not chunked) or return_outputs, **inputs)
+            asked = {k: v for k, v in inputs.items() if k != "labels"}
+            loss, terms, target = ilkd_against(output, self.teacher, how.alphas, how.direction, how.hidden_point, bool(how.logit_term and not chunked), **asked)
             if how.logit_term:
-                terms["logits"] = self._logit_kd(output.logits, target.logits, inputs)
+                given = (output.last, bare.lm_head.weight, target, self.teacher.lm_head.weight, inputs.get("attention_mask"), how.temperature)
+                terms["logits"] = logit_kd(*given) if chunked else self._logit_kd(output.logits, target, inputs)
                 loss = loss + how.logit_term * terms["logits"]
         if model.training:
             self.count += 1

@@ -25,11 +25,16 @@ OTHERS = {"svd": "SVD start", "narrow": "the narrow model", "lowrank": "low-rank
 Values = dict[int | None, float]
 
 
-def table(name: str, records: list[dict]) -> pandas.DataFrame:
-    """The table of one notebook, with the columns of tables.COLUMNS; ValueError for another name."""
+def sheet_of(name: str, records: list[dict]) -> Sheet:
+    """The filled sheet of one notebook; ValueError for another name."""
     sheet = Sheet(name)
     {"beyond_alignment": _alignment, "beyond_compression": _compression}[_known(name)](sheet, records)
-    return sheet.frame()
+    return sheet
+
+
+def table(name: str, records: list[dict]) -> pandas.DataFrame:
+    """The table of one notebook, with the columns of tables.COLUMNS; ValueError for another name."""
+    return sheet_of(name, records).frame()
 
 
 def claims(name: str, records: list[dict]) -> pandas.DataFrame:

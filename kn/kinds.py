@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .cost import FACTORS
 from .executors import gpus
-from .profiles import Profile, Training
+from .profiles import Profile, Readings, Training
 from .store import Stage, StoreError, file_sha256
 
 ROOT = Path(__file__).parent.parent
@@ -23,9 +23,14 @@ TASKS = ("cola", "rte", "mrpc", "sst2", "mnli", "qnli", "qqp")
 ONE_SENTENCE = ("cola", "sst2")
 ROWS = ("teacher", "baseline", "baseline_kd", "student", "student_ilkd")
 METHODS = {"baseline_kd": "vanilla", "student_ilkd": "ilkd"}
+READ = {  # the readings that a training by each method depends on; the others leave its key, and its result, as they are
+    "none": (), "vanilla": ("kd_weight", "temperature"), "ilkd": ("direction", "hidden_point", "logit_term", "temperature"),
+}  # fmt: skip
 OBJECTIVES = ("lm", "kd", "lm_kd")
 TABLES = range(1, 8)
 BEYOND = ("beyond_alignment", "beyond_compression")  # notebooks beyond the paper's tables
+LEDGER = "claims"  # the notebook that judges every claim
+NOTEBOOKS = (*TABLES, *BEYOND, LEDGER)
 STARTS = ("svd", "aligned")
 SIZES = [  # of beyond_compression: (method, KroneckerSpec's fields); lowrank and narrow have the parameters of the Kronecker model of that spec
     *(("aligned", {"layers": layers, "factor": factor}) for layers in ("odd", "all") for factor in (2, 4, 8)),
@@ -90,6 +95,16 @@ def row_of(start: str, share: float) -> str:
     return "student" if (start, share) == ("svd", 1) else f"{start}@{share:g}"
 
 
+def table_of(kind: str, fields: dict) -> int | str:
+    """The first table, or what lies beyond them, that makes a stage of this kind: for `--only`."""
+    if kind in ("aligned", "heal", "compressed") or "@" in str(fields.get("row")):
+        return "beyond"
+    if kind == "finetune_glue":
+        return 7 if fields["row"].startswith("ablation") else 5
+    wiki = kind == "pretrain" and fields["on"] == "wiki"
+    return 7 if wiki else {"shapes": 1, "finetune_lm": 4, "twins": 5, "glue": 5, "twin_check": 5, "score": 6}.get(kind, 3)
+
+
 def stage(kind: str, settings: dict, inputs: tuple[Stage, ...] = (), cost: float = 0.0, version: int = 1, hints: dict | None = None, amount: tuple[int, float] = (0, 0.0), **fields) -> Stage:
     """A Stage with its settings as canonical JSON; `amount` is (steps, tokens) of its training."""
     return Stage(kind, tuple(fields.items()), json.dumps(settings, sort_keys=True), inputs, version, cost, json.dumps(hints or {}), *amount)
@@ -106,8 +121,9 @@ class Plan:
         blocks, head = 12 * p.model.layers * p.model.width**2, p.model.vocabulary * p.model.width
         self.forward = {"lm": 2 * (blocks + head), "glue": 2 * blocks}  # FLOPs a token of the teacher
 
-    def train_settings(self, training: Training, **more) -> dict:
-        return {"training": dataclasses.asdict(training), "readings": dataclasses.asdict(self.profile.readings), "precision": self.precision, **more}
+    def train_settings(self, training: Training, by: str = "ilkd", /, **more) -> dict:
+        readings = {name: getattr(self.profile.readings, name) for name in READ[by]}
+        return {"training": dataclasses.asdict(training), "readings": dataclasses.asdict(Readings(**readings)), "precision": self.precision, **more}
 
     def amount(self, training: Training, all_tokens: int) -> tuple[int, float]:
         """Steps and tokens of a language-model run, for its cost."""
@@ -177,7 +193,17 @@ class Plan:
         amount = self.amount(training, self.counts["sample" if on == "web" else "wiki"])
         cost = self.forward["lm"] * FACTORS["lm" if objective == "lm" else "lm_ilkd"] * amount[1] + 1e11
         teacher = () if objective == "lm" else (self.pretrained("teacher"),)
-        return stage("pretrain", self.train_settings(training), (self.corpus, self.decompose, *teacher), cost, hints=self.hints, amount=amount, on=on, objective=objective, seed=seed)
+        return stage(
+            "pretrain",
+            self.train_settings(training, "none" if objective == "lm" else "ilkd"),
+            (self.corpus, self.decompose, *teacher),
+            cost,
+            hints=self.hints,
+            amount=amount,
+            on=on,
+            objective=objective,
+            seed=seed,
+        )
 
     def calibration(self) -> dict:
         """Settings of what looks at calibration text."""
@@ -244,7 +270,7 @@ class Plan:
         inputs = (self.corpus, self.source(model, seed), *((self.pretrained("teacher"),) if ilkd else ()))
         amount = self.amount(p.finetune_lm, self.counts["wiki"])
         cost = self.forward["lm"] * {"teacher": 3, "baseline": 2, "student": 2.7}[model] * amount[1]
-        return stage("finetune_lm", self.train_settings(p.finetune_lm, ilkd=ilkd), inputs, cost, hints=self.hints, amount=amount, model=model, seed=seed)
+        return stage("finetune_lm", self.train_settings(p.finetune_lm, "ilkd" if ilkd else "none", ilkd=ilkd), inputs, cost, hints=self.hints, amount=amount, model=model, seed=seed)
 
     def glue_cost(self, task: str, factor: float) -> dict:
         """cost and amount of one fine-tuning and its predictions."""
@@ -255,7 +281,7 @@ class Plan:
 
     def glue_settings(self, method: str, **more) -> dict:
         p = self.profile
-        return self.train_settings(p.finetune_glue, method=method, max_length=p.glue.max_length, **({"mirror": "gpt2"} if self.real else {"assets": p.assets}), **more)
+        return self.train_settings(p.finetune_glue, method, method=method, max_length=p.glue.max_length, **({"mirror": "gpt2"} if self.real else {"assets": p.assets}), **more)
 
     def finetune_glue(self, row: str, task: str, seed: int) -> Stage:
         p = self.profile

@@ -19,7 +19,11 @@ SOURCE = kinds.ROOT / "notebooks"
 def key_of(source: Path, parameters: dict, plan: list[Stage]) -> str:
     """Hash over the notebook's source cells, its parameters, its stages and the code that renders them."""
     cells = [cell["source"] for cell in json.loads(source.read_text())["cells"]]
-    code = [p.read_text() for p in sorted(Path(__file__).parent.rglob("*")) if p.name in ("report.py", "tables.py", "findings.py", "site.py", "plots.py") or p.suffix == ".csv"]
+    code = [
+        p.read_text()
+        for p in sorted(Path(__file__).parent.rglob("*"))
+        if p.name in ("report.py", "tables.py", "findings.py", "claims.py", "readings.py", "statistics.py", "site.py", "pages.py", "style.py", "plots.py") or p.suffix == ".csv"
+    ]
     return hashlib.sha256(json.dumps([cells, parameters, [s.path for s in plan], code]).encode()).hexdigest()[:16]
 
 
@@ -85,19 +89,23 @@ def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage]
             done[name] = key
     found = [item for item in plan if store.has(item)]
     records = stages.records(store, found)
-    everything, _ = stages.plan(profiles.load(profile, overrides), (*kinds.TABLES, *kinds.BEYOND), seeds)  # the index shows what earlier runs made, too
-    page = report.write_index(stages.records(store, [item for item in everything if store.has(item)]), profile, folder)
+    settings = profiles.load(profile, overrides)
+    everything, _ = stages.plan(settings, (*kinds.TABLES, *kinds.BEYOND), seeds)  # the index shows what earlier runs made, too
+    made = {"seeds": seeds, "tables": tables, "overrides": list(overrides), "corpus": next((r["metrics"]["fingerprint"] for r in records if r["stage"] == "corpus"), None)}
+    known = stages.records(store, [item for item in everything if store.has(item)])
+    page = report.write_index(known, profile, folder, stages.switched(profile, seeds), made)
     walls = [r["provenance"]["wall_seconds"] for r in records]
     peaks = [r["provenance"]["peak_bytes"] for r in records]
     summary = {
-        "profile": profile, "seeds": seeds, "tables": tables, "overrides": list(overrides), "stages": len(plan), "finished": len(found),
+        "profile": profile, **made, "stages": len(plan), "finished": len(found),
         "stage_seconds": round(sum(walls), 1), "report_seconds": round(time.monotonic() - started, 1),
         "peak_bytes_of_a_stage": max(peaks, default=0), "peak_bytes_of_the_report": peak_bytes(),
-        "environment": environment(), "corpus": next((r["metrics"]["fingerprint"] for r in records if r["stage"] == "corpus"), None), "notebooks": done,
+        "environment": environment(), "notebooks": done,
     }  # fmt: skip
     part = state_path.with_suffix(".part")
     part.write_text(json.dumps(summary, indent=1))
     part.replace(state_path)
+    report.write_front(folder.parent)
     for line in site.cautions(records, profile):
         print(f"note: {line}")
     for failure in failures:

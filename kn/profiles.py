@@ -117,6 +117,14 @@ class Beyond:
 
 
 @dataclass(frozen=True)
+class Ledger:
+    """How far the readings of the paper are switched, one at a time, for the ledger of claims."""
+
+    seeds: int = 3  # at most, of the run's
+    tasks: tuple[str, ...] = ("rte", "mnli")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Training a GPT-2 from nothing: batches of whole rows, Muon and AdamW, gradient norm at most 1."""
 
@@ -153,6 +161,7 @@ class Profile:
     readings: Readings
     glue: Glue
     beyond: Beyond = Beyond()
+    ledger: Ledger = Ledger()
     hardware: Hardware = Hardware()
     device: str = "cpu"  # "cpu", or "auto": a GPU where there is one
     source: str = "documentation"  # or "mirror": the hub's models and data

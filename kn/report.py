@@ -15,6 +15,7 @@ perplexities are compared as ratios, so by the difference of their logarithms.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
@@ -22,14 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn.paper import printed, value_of
-from kn.tables import ABLATION, COLUMNS, GLUE_ROWS, MODELS, TASKS, ablated, average, find, informative, rounded, table, untuned
+from kn.statistics import interval, paired
+from kn.tables import ABLATION, COLUMNS, GLUE_ROWS, MODELS, TASKS, ablated, average, find, informative, rounded, sheet_of, table, untuned
 
 if TYPE_CHECKING:
     import matplotlib.figure
     import pandas
 
 __all__ = [
-    "COLUMNS", "average", "compare", "fixed", "informative", "interval", "plot", "plot_beyond", "show", "table", "trends", "write_beyond", "write_index", "write_table",
+    "COLUMNS", "average", "by_seed", "compare", "fixed", "informative", "interval", "plot", "plot_beyond", "show", "table", "trends", "write_beyond", "write_front", "write_index", "write_ledger", "write_table",
 ]  # fmt: skip
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"  # speed-<device>.csv, shown on the index page
@@ -37,24 +39,10 @@ FAR_WORSE = 2.0  # ratio of perplexities from which the SVD start counts as far 
 FIXED = ["shape", "count", "hyper-parameter", "parameters without the output embedding", "parameters", "steps"]  # metrics that no processor changes
 
 
-def interval(differences: list[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of seed-paired differences, by Student's t; the interval is not a number for fewer than two seeds."""
-    from scipy import stats
-
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return mean, math.nan, math.nan
-    half = float(stats.t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return mean, mean - half, mean + half
-
-
 def compare(claim: str, left: dict, right: dict, paper: float | None, side: int, ratio: bool) -> dict:
     """One line of trends(): left against right, paired by seed; side is +1 where left is claimed to be the greater, −1 the smaller."""
-    if set(left) == {None} or set(right) == {None}:  # one of the two draws nothing: it stands beside every seed of the other
-        seeds = [seed for seed in {**left, **right} if seed is not None] or [None]
-        left, right = ({seed: side_.get(seed, side_.get(None)) for seed in seeds} if side_ else {} for side_ in (left, right))
     change = math.log if ratio else float
-    differences = [change(left[seed]) - change(right[seed]) for seed in left if seed in right]
+    differences = [change(a) - change(b) for a, b in paired(left, right).values()]
     line = {"claim": claim, "paper": paper, "ours": math.nan, "low": math.nan, "high": math.nan, "n": len(differences)}
     if not differences:
         return {**line, "verdict": "not run"}
@@ -159,23 +147,82 @@ def write_beyond(name: str, records: list[dict], profile: str, folder: str | os.
     return _write(Path(folder) / f"{name}.html", site.table_page(name, frame, records, profile, plot_beyond(name, frame), claims))
 
 
-def write_index(records: list[dict], profile: str, folder: str | os.PathLike) -> Path:
-    """Writes index.html (trends, all tables, plots), records.html and trends.csv into a folder and returns the index's path."""
+def by_seed(records: list[dict], profile: str) -> pandas.DataFrame:
+    """Every number of Tables 1-7 and, where they ran, of the notebooks beyond them, a line per seed: what all means, deviations, intervals and verdicts are made of."""
     import pandas
 
-    from kn import findings, plots, site
+    from kn import findings
 
-    claims = trends(records)
+    frames = [sheet_of(number, records, profile).seeds() for number in range(1, 8)] + [findings.sheet_of(name, records).seeds() for name in _ran(records)]
+    return pandas.concat([frame for frame in frames if len(frame)] or frames[:1])
+
+
+def _ran(records: list[dict]) -> list[str]:
+    """The notebooks beyond the tables that left something."""
+    stages = {"beyond_alignment": "aligned", "beyond_compression": "compressed"}
+    return [name for name, stage in stages.items() if any(record["stage"] == stage for record in records)]
+
+
+def write_ledger(records: list[dict], switched: dict[str, list[dict]], profile: str, folder: str | os.PathLike) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """Writes claims.csv, readings.csv, seeds.csv and claims.html into a folder; returns the ledger and the effects of the readings, whose records are in `switched`."""
+    from kn import claims, pages, readings
+
+    seeds = by_seed(records, profile)
+    ledger, effects = claims.ledger(seeds), readings.effects(records, switched)
+    for name, frame in (("seeds", seeds), ("claims", ledger), ("readings", effects)):
+        _write(Path(folder) / f"{name}.csv", frame.to_csv(index=False))
+    _write(Path(folder) / "claims.html", pages.claims_page(ledger, effects, records, profile))
+    return ledger, effects
+
+
+def write_index(records: list[dict], profile: str, folder: str | os.PathLike, switched: dict[str, list[dict]] | None = None, run: dict | None = None) -> Path:
+    """Writes index.html, the page of every table and of what ran beyond them, claims.html, records.html, how.html, failed.html and their CSVs into a folder; returns the index's path."""
+    import pandas
+
+    from kn import findings, pages, plots, site
+
+    folder, claims = Path(folder), trends(records)
+    ledger, _ = write_ledger(records, switched or {}, profile, folder)
     tables = {number: table(number, records, profile) for number in range(1, 8)}
     pictures = {number: plots.figure(number, frame, records) for number, frame in tables.items()}
-    _write(Path(folder) / "trends.csv", claims.to_csv(index=False))
-    _write(Path(folder) / "records.html", site.records_page(records, profile))
+    beyond = {name: (frame := findings.table(name, records), plots.beyond(name, frame), findings.claims(name, records)) for name in _ran(records)}
+    for number, frame in tables.items():
+        _write(folder / f"table{number}.csv", frame.to_csv(index=False))
+        _write(folder / f"table{number}.html", site.table_page(number, frame, records, profile, pictures[number]))
+    for name, (frame, picture, held) in beyond.items():
+        _write(folder / f"{name}.csv", frame.to_csv(index=False))
+        _write(folder / f"{name}_claims.csv", held.to_csv(index=False))
+        _write(folder / f"{name}.html", site.table_page(name, frame, records, profile, picture, held))
+    everything = records + [{**record, "fields": {**record["fields"], "reading": name}} for name, found in (switched or {}).items() for record in found]
+    _write(folder / "trends.csv", claims.to_csv(index=False))
+    _write(folder / "records.html", site.records_page(everything, profile))
+    _write(folder / "how.html", pages.how_page(records, profile, run or {}))
+    log = Path(__file__).parent.parent / "LOG.md"
+    _write(folder / "failed.html", pages.failed_page(log.read_text(encoding="utf-8") if log.exists() else "", records, profile))
     measured = [pandas.read_csv(file) for file in sorted(BENCHMARKS.glob("speed-*.csv"))]
     speeds = "".join(site.speed_section(frame, plots.speed(frame)) for frame in measured)
-    run = {"beyond_alignment": "aligned", "beyond_compression": "compressed"}  # what is there only where the notebook has run
-    beyond = {name: findings.table(name, records) for name, stage in run.items() if any(record["stage"] == stage for record in records)}
-    shown = {name: (frame, plots.beyond(name, frame), findings.claims(name, records)) for name, frame in beyond.items()}
-    return _write(Path(folder) / "index.html", site.index_page(tables, pictures, claims, records, profile, speeds, shown))
+    return _write(folder / "index.html", site.index_page(tables, pictures, claims, records, profile, speeds, beyond, pages.grid({profile: ledger}, "claims.html")))
+
+
+def write_front(folder: str | os.PathLike) -> Path:
+    """Writes the page above all profiles' reports in a folder, from their claims.csv and run.json."""
+    import pandas
+
+    from kn import pages
+
+    found = {path.parent.name: path for path in sorted(Path(folder).glob("*/claims.csv")) if path.parent.name != "test"}
+    reports = {
+        name: (pandas.read_csv(path, keep_default_na=False, na_values={"paper_value": [""], "value": [""], "low": [""], "high": [""]}), _run(path.with_name("run.json")))
+        for name, path in found.items()
+    }
+    return _write(Path(folder) / "index.html", pages.front_page(reports))
+
+
+def _run(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _write(path: Path, text: str) -> Path:

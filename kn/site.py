@@ -14,7 +14,10 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from kn.paper import printed
+from kn.kinds import TABLES
 from kn.plots import svg
+from kn.stages import command
+from kn.style import PAGE_STYLE, TABLE_STYLE
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -52,44 +55,6 @@ NOTES |= {
     "heads and a low-rank embedding give, refitted. <em>Low-rank products</em> have two thin factors a matrix, activation-weighted, with the same corrections and calibration text. "
     "The embedding's factor is 2 throughout.",
 }  # fmt: skip
-TABLE_STYLE = """
-.kn{color-scheme:light dark;--page:#fbfaf7;--ink:#22262b;--soft:#656c75;--line:#dedbd3;--rule:#22262b;--link:#0b5c8a;--banner:#fff3d6;--edge:#d9a520;
---held:#1e6b3a;--failed:#a52a2a;--mark:#e8f1f7;--sans:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
-background:var(--page);color:var(--ink)}
-@media(prefers-color-scheme:dark){.kn{--page:#15181b;--ink:#e4e1da;--soft:#9aa1a9;--line:#33383e;--rule:#b9b6af;--link:#7cb9e0;--banner:#3a2f12;--edge:#b58a1c;
---held:#7ccb97;--failed:#ef8f8f;--mark:#1f2a33}}
-.kn .scroll{overflow-x:auto;margin:.8rem 0;border-top:2px solid var(--rule);border-bottom:2px solid var(--rule);font:.84rem/1.5 var(--sans)}
-.kn table{border-collapse:collapse;font-variant-numeric:tabular-nums;min-width:100%;margin:0;border:0}
-.kn th,.kn td{padding:.45rem .45rem;text-align:right;vertical-align:top;white-space:nowrap;border:0;font-size:inherit}
-.kn thead th.key{min-width:0!important}
-.kn thead th{white-space:normal;min-width:4.6rem;max-width:10rem;border-bottom:1px solid var(--rule);font-weight:600;vertical-align:bottom}
-.kn tbody tr+tr>*{border-top:1px solid var(--line)}
-.kn table.wide{font-size:.93em}.kn .named th:first-child{min-width:13rem;max-width:20rem}
-.kn tbody tr:nth-child(n){background:none}.kn th:first-child{position:sticky;left:0;z-index:1;background:var(--page);text-align:left;font-weight:600;
-white-space:normal;hyphens:auto;min-width:7.6rem;max-width:13rem}.kn td>span,.kn td>a{display:block}.kn .key,.kn .paper,.kn .delta{color:var(--soft)}
-.kn td.key{font-size:.92em;line-height:1.63;text-align:left;padding-left:.2rem;padding-right:0}.kn .ours{font-weight:600;color:var(--ink);text-decoration:none}
-.kn a.ours{text-decoration:underline;text-decoration-color:var(--line);text-underline-offset:.2em}.kn a.ours:hover{text-decoration-color:currentColor}
-.kn .ours small{font-weight:400;font-size:.85em;color:var(--soft)}.kn .tag{font-size:.9em;font-style:italic;color:var(--soft);font-weight:400}
-.kn td.text{white-space:normal;min-width:7rem;max-width:18rem}.kn td.claim{text-align:left;white-space:normal;min-width:10.5rem;max-width:34rem}
-.kn .faint .ours{font-weight:400;color:var(--soft)}.kn .held{color:var(--held);font-weight:600}.kn .not-held{color:var(--failed);font-weight:600}
-"""
-PAGE_STYLE = """
-*{box-sizing:border-box}html{-webkit-text-size-adjust:100%;scroll-padding-top:3.5rem}
-body{margin:0;font:17px/1.55 Charter,"Iowan Old Style",Palatino,Georgia,"DejaVu Serif",serif}
-main,nav>div{max-width:76rem;margin:0 auto;padding:0 1.25rem}main{padding-bottom:4rem}
-h1{font-size:1.9rem;line-height:1.2;margin:2rem 0 .3rem;font-weight:600}h2{font-size:1.35rem;line-height:1.3;margin:3.2rem 0 .4rem;font-weight:600}
-h3{font-size:1.05rem;margin:2rem 0 .3rem}p{max-width:44rem;margin:.4rem 0 .9rem}a{color:var(--link)}
-.soft,figcaption{font:.84rem/1.5 var(--sans);color:var(--soft)}
-.banner{background:var(--banner);border-bottom:2px solid var(--edge);text-align:center;padding:.5rem 1rem;font:600 .9rem/1.4 var(--sans)}
-nav{position:sticky;top:0;z-index:3;background:var(--page);border-bottom:1px solid var(--line);font:.86rem/1.5 var(--sans)}
-nav>div{display:flex;gap:1.1rem;overflow-x:auto;padding-top:.55rem;padding-bottom:.55rem;white-space:nowrap}nav a{text-decoration:none}
-figure{margin:1.2rem 0 0}figure>div{overflow-x:auto}figure svg{display:block;width:100%;min-width:34rem;max-width:52rem;height:auto}
-.kn .record table{min-width:0}.kn .record th:first-child{min-width:9rem}
-.record td{text-align:left!important;white-space:normal!important;overflow-wrap:anywhere;min-width:6rem;max-width:34rem}
-.record tbody th{max-width:none!important;overflow-wrap:anywhere;font-weight:400!important;color:var(--soft)}
-:target{background:var(--mark)}@media(max-width:600px){body{font-size:16px}.kn th,.kn td{padding:.4rem .5rem}
-.kn th:first-child,.kn .named th:first-child{min-width:5.2rem;max-width:6.2rem}h1{font-size:1.5rem}main,nav>div{padding-left:.9rem;padding-right:.9rem}}
-"""
 
 
 def quantity(value: Any, sign: bool = False, points: bool = False) -> str:
@@ -196,19 +161,26 @@ def cautions(records: list[dict], profile: str) -> list[str]:
     return found
 
 
-def _page(title: str, body: str, profile: str, links: list[tuple[str, str]], records: list[dict]) -> str:
-    banner = "".join(f'<div class="banner">{escape(line, quote=False)}</div>' for line in cautions(records, profile))
-    menu = "".join(f'<a href="{escape(target)}">{escape(name)}</a>' for target, name in links)
+MENU = [
+    ("index.html", "Index"), ("claims.html", "Claims"), *((f"table{number}.html", f"Table {number}") for number in TABLES),
+    ("records.html", "Stages"), ("how.html", "How it was made"), ("failed.html", "What failed"), ("../index.html", "All profiles"),
+]  # fmt: skip
+
+
+def page(title: str, body: str, profile: str, records: list[dict], here: str = "", menu: list[tuple[str, str]] | None = None) -> str:
+    """A whole page with its style sheet, cautions and menu; `here` is the menu's entry that it is."""
+    banner = "".join(f'<div class="banner">{escape(line, quote=False)}</div>' for line in cautions(records, profile)) if profile else ""
+    links = "".join(f'<a href="{escape(target)}"{" aria-current=page" if target == here else ""}>{escape(name)}</a>' for target, name in (MENU if menu is None else menu))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{TABLE_STYLE}{PAGE_STYLE}</style></head>\n"
-        f'<body class="kn">{banner}<nav><div>{menu}</div></nav><main><h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n'
+        f'<body class="kn"><a class="skip" href="#main">To the content</a>{banner}<nav aria-label="pages"><div>{links}</div></nav><main id="main"><h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n'
     )
 
 
 def file_of(number: int | str) -> str:
-    """The name of a table's files: table4, beyond_alignment."""
-    return number if number in BEYOND else f"table{number}"
+    """The name of a table's files: table4, beyond_alignment, claims."""
+    return number if isinstance(number, str) else f"table{number}"
 
 
 def _section(number: int | str, frame: pandas.DataFrame, plot: matplotlib.figure.Figure, links: dict[str, str]) -> str:
@@ -231,10 +203,9 @@ def table_page(number: int | str, frame: pandas.DataFrame, records: list[dict], 
     used = {path for stages in frame["stage"] for path in stages.split(";")}
     behind = [record for record in records if record["path"] in used]
     links = {record["path"]: f"#{anchor(record)}" for record in behind}
-    menu = [("index.html", "Index"), *((f"table{n}.html", f"Table {n}") for n in TITLES), ("records.html", "Stages")]
     held = "" if claims is None else f"<h2>Claims</h2>{fragment(claims, alone=False)}"
-    body = _provenance(behind) + _section(number, frame, plot, links) + held + "<h2>The stages behind these numbers</h2>" + _groups(behind)
-    return _page(BEYOND.get(number) or f"Table {number}. {TITLES[number]}", body, profile, menu, records)
+    body = _provenance(behind) + _section(number, frame, plot, links) + held + "<h2>The stages behind these numbers</h2>" + _groups(behind, profile)
+    return page(BEYOND.get(number) or f"Table {number}. {TITLES[number]}", body, profile, records, f"{file_of(number)}.html")
 
 
 def speed_section(frame: pandas.DataFrame, plot: matplotlib.figure.Figure) -> str:
@@ -251,13 +222,17 @@ def speed_section(frame: pandas.DataFrame, plot: matplotlib.figure.Figure) -> st
     )
 
 
-def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: list[dict], profile: str, speeds: str = "", beyond: dict | None = None) -> str:
+def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: list[dict], profile: str, speeds: str = "", beyond: dict | None = None, verdicts: str = "") -> str:
     """One page with the trends, all seven tables and their plots, what goes beyond them {name: (table, plot, claims)}, and the benchmark's section; numbers link to records.html."""
     links = {record["path"]: f"records.html#{anchor(record)}" for record in records}
     body = (
         "<p>“Kronecker Decomposition for GPT Compression”: each cell shows the value the paper prints, ours with its standard deviation and number of seeds, "
         "and the difference. Numbers lead to the stage that made them. Values of another profile than the paper's are never judged equal to the paper's; "
-        "what can be judged are orderings.</p>" + _provenance(records) + '<h2 id="trends">Trends</h2>'
+        "what can be judged are orderings.</p>"
+        + _provenance(records)
+        + _contents(tables, beyond or {}, bool(speeds), bool(verdicts))
+        + (f'<h2 id="verdicts">Verdicts</h2><p>Each chip is one claim of the paper’s text and leads to its quote and the numbers behind the verdict.</p>{verdicts}' if verdicts else "")
+        + '<h2 id="trends">Trends</h2>'
         "<p>A difference holds if the 95 % interval of the seed-paired difference leaves 0 (a ratio: leaves 1) on the claimed side.</p>"
     )
     body += fragment(claims, alone=False)
@@ -267,23 +242,22 @@ def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: lis
         body += f'\n<h2 id="{name}">{BEYOND[name]}</h2>{_section(name, frame, plot, links)}{fragment(held, alone=False)}'
     if speeds:
         body += f'\n<h2 id="speed">How fast the layers and the model are</h2>{speeds}'
-    menu = [
-        ("#trends", "Trends"),
-        *((f"#table{number}", f"Table {number}") for number in tables),
-        *((f"#{name}", BEYOND[name].rpartition(": ")[2].capitalize()) for name in beyond or {}),
-        *([("#speed", "Speed")] if speeds else []),
-        ("records.html", "Stages"),
-    ]
-    return _page(f"KnGPT2, reproduced: {profile}", body, profile, menu, records)
+    return page(f"KnGPT2, reproduced: {profile}", body, profile, records, "index.html")
+
+
+def _contents(tables: dict, beyond: dict, speeds: bool, verdicts: bool) -> str:
+    names = [*[("verdicts", "Verdicts")] * verdicts, ("trends", "Trends"), *((f"table{n}", f"Table {n}") for n in tables)]
+    names += [*((name, BEYOND[name].rpartition(": ")[2].capitalize()) for name in beyond), *[("speed", "Speed")] * speeds]
+    return '<p class="soft">On this page: ' + " · ".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in names) + "</p>"
 
 
 def records_page(records: list[dict], profile: str) -> str:
     """Every stage with its fields, metrics, provenance and path; the seeds of one stage stand side by side."""
-    menu = [("index.html", "Index"), *((f"#{kind}", kind.replace("_", " ")) for kind in dict.fromkeys(record["stage"] for record in records))]
-    return _page("Stages", _provenance(records) + _groups(records), profile, menu, records)
+    kinds = "".join(f'<a href="#{escape(kind)}">{escape(kind.replace("_", " "))}</a> ' for kind in dict.fromkeys(record["stage"] for record in records))
+    return page("Stages", f'{_provenance(records)}<p class="soft">{kinds}</p>{_groups(records, profile)}', profile, records, "records.html")
 
 
-def _groups(records: list[dict]) -> str:
+def _groups(records: list[dict], profile: str) -> str:
     groups: dict[str, list[dict]] = {}
     for record in records:
         groups.setdefault(anchor(record), []).append(record)
@@ -291,20 +265,32 @@ def _groups(records: list[dict]) -> str:
     for name, members in groups.items():
         marks = [mark for mark in (anchor(members[0], 1), anchor(members[0], 2)) if mark not in seen and mark != name]
         seen.update([*marks, name])
-        rows = [dict(_flat({"path": m["path"], **m["fields"], **m["metrics"], **m["provenance"]})) for m in members]
+        rows = [dict(_flat({"path": m["path"], "command": command(m, profile), **m["fields"], **m["metrics"], **m["provenance"]})) for m in members]
+        rows = [{**row, "settings": json.dumps(m.get("settings", {}), ensure_ascii=False), "inputs": ", ".join(m.get("inputs", [])) or "none"} for row, m in zip(rows, members, strict=True)]
         lines = ""
         for key in dict.fromkeys(key for row in rows for key in row):
-            lines += f"<tr><th>{escape(key)}</th>" + "".join(f"<td>{escape(row.get(key, ''))}</td>" for row in rows) + "</tr>"
+            values = [row.get(key, "") for row in rows]
+            values = values[:1] if len(set(values)) == 1 else values  # what all seeds share is said once
+            span = f' colspan="{len(rows)}"' if len(values) < len(rows) else ""
+            lines += f'<tr><th scope="row">{escape(key)}</th>' + "".join(f"<td{span}>{value if key == 'log' else escape(value)}</td>" for value in values) + "</tr>"
         marked = "".join(f'<span id="{escape(mark)}"></span>' for mark in marks)
         title = escape(" · ".join(name.split("-"))).replace("_", " ")
-        parts.append(f'{marked}<h3 id="{escape(name)}">{title}</h3><div class="scroll record" tabindex="0"><table><tbody>{lines}</tbody></table></div>')
+        parts.append(f'{marked}<h3 id="{escape(name)}">{title}</h3><div class="scroll record" tabindex="0" role="region" aria-label="{title}"><table><tbody>{lines}</tbody></table></div>')
     return "\n".join(parts)
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested dictionaries as dotted names; a log is told by its length and last entry."""
+    """Nested dictionaries as dotted names; a training log is HTML already, to be opened."""
     if isinstance(value, dict):
         return [pair for key, inner in value.items() for pair in _flat(inner, f"{prefix}.{key}" if prefix else str(key))]
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [(prefix, f"{len(value)} entries, the last: {json.dumps(value[-1], ensure_ascii=False)}")]
+    if prefix == "log":
+        return [(prefix, _log(value))]
     return [(prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))]
+
+
+def _log(entries: Any) -> str:
+    if not (isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)):
+        return escape(json.dumps(entries, ensure_ascii=False, default=str))
+    keys = list(dict.fromkeys(key for entry in entries for key in entry))
+    lines = [" ".join(keys), *(" ".join(quantity(entry[key]) if isinstance(entry.get(key), int | float) else str(entry.get(key, "–")) for key in keys) for entry in entries)]
+    return f"<details><summary>{len(entries)} entries</summary><pre>{escape(chr(10).join(lines))}</pre></details>"

@@ -8,17 +8,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from . import readings
 from .executors import keep_off_gpus
-from .kinds import BEYOND, ROOT, ROWS, TABLES, TASKS, Plan
+from .kinds import BEYOND, LEDGER, NOTEBOOKS, ROOT, ROWS, TABLES, TASKS, Plan, table_of
 from .profiles import Profile, load
 from .store import Stage, Store
 
 
 def plan(profile: Profile, tables=TABLES, seeds: int = 1, tasks: tuple[str, ...] = TASKS, without_mirror: bool = False) -> tuple[list[Stage], list[Stage]]:
     """(all stages in an order in which each comes after its inputs, those the tables read); `without_mirror` is for costs only."""
-    wrong = [t for t in tables if t not in (*TABLES, *BEYOND)]
+    wrong = [t for t in tables if t not in NOTEBOOKS]
     if wrong:
-        raise ValueError(f"table {wrong[0]} does not exist: allowed are 1 to 7, {' and '.join(BEYOND)}")
+        raise ValueError(f"table {wrong[0]} does not exist: allowed are 1 to 7, {', '.join(BEYOND)} and {LEDGER}")
     if not isinstance(seeds, int) or seeds < 1:
         raise ValueError(f"seeds is {seeds!r}: a whole number of at least 1 wanted")
     unknown = [t for t in tasks if t not in TASKS]
@@ -32,7 +33,11 @@ def plan(profile: Profile, tables=TABLES, seeds: int = 1, tasks: tuple[str, ...]
                 add(need)
             order[item.path] = item
 
-    for number in tables:
+    for number in dict.fromkeys([*TABLES, *tables] if LEDGER in tables else tables):
+        if number == LEDGER:
+            for item in (item for name in readings.SWITCHES for item in readings.stages(profile, name, range(seeds), tuple(tasks))):
+                add(item)
+            continue
         for item in made.table(number, range(seeds), tuple(tasks)):
             wanted[item.path] = item
             add(item)
@@ -68,6 +73,20 @@ def run(profile: str = "mini", tables=TABLES, seeds: int = 1, only=None, overrid
     store = Store().open()
     launch.run(stages, store, jobs=jobs)
     return records(store, wanted)
+
+
+def switched(profile: str = "mini", seeds: int = 1, only=None, overrides: tuple[str, ...] = ()) -> dict[str, list[dict]]:
+    """Records of what each switched reading made, of those stages that the store has: run() with "claims" makes them."""
+    settings, store = load(profile, overrides or environment_overrides()), Store()
+    found = {name: [item for item in readings.stages(settings, name, range(seeds), tuple(only or TASKS)) if store.has(item)] for name in readings.SWITCHES}
+    return {name: records(store, items) for name, items in found.items() if items}
+
+
+def command(record: dict, profile: str) -> str:
+    """The command that makes the stage of a record, with what lies before it."""
+    fields, asked = record["fields"], f"--only {table_of(record['stage'], record['fields'])}" if "reading" not in record["fields"] else "--only claims"
+    seeds = f"--seeds {fields['seed'] + 1}" if fields.get("seed") else ""
+    return " ".join(filter(None, ["./run_all.sh", f"--profile {profile}" if profile != "mini" else "", asked, seeds, *(f"--set {item}" for item in environment_overrides())]))
 
 
 def environment_overrides() -> tuple[str, ...]:

@@ -170,10 +170,11 @@ class Store:
         return json.loads((self.folder(stage) / "metrics.json").read_text())
 
     def record(self, stage: Stage) -> dict:
-        """What reports read: kind, fields, metrics, path and provenance."""
+        """What reports read: kind, fields, metrics, path, provenance, settings and the paths of the inputs."""
         metrics = self.metrics(stage)
         provenance = json.loads((self.folder(stage) / "manifest.json").read_text())["provenance"]
-        return {"stage": stage.kind, "fields": dict(stage.fields), "metrics": metrics, "path": stage.path, "provenance": provenance}
+        inputs = [item.path for item in stage.inputs]
+        return {"stage": stage.kind, "fields": dict(stage.fields), "metrics": metrics, "path": stage.path, "provenance": provenance, "settings": json.loads(stage.settings), "inputs": inputs}
 
     def forget(self, stages: list[Stage]) -> None:
         """Remove these results."""

@@ -21,6 +21,7 @@ from kn.paper import printed, value_of
 if TYPE_CHECKING:
     import pandas
 
+SEED_COLUMNS = ["table", "row", "column", "metric", "unit", "verdict", "seed", "value", "stage"]
 COLUMNS = ["table", "row", "column", "metric", "paper", "ours", "sd", "n", "delta", "verdict", "unit", "stage"]
 TASKS = {"cola": "CoLA", "rte": "RTE", "mrpc": "MRPC", "sst2": "SST-2", "mnli": "MNLI", "qnli": "QNLI", "qqp": "QQP"}
 MODELS = {"teacher": "GPT-2 Small", "baseline": "DistilGPT2", "student": "KnGPT2"}
@@ -64,7 +65,7 @@ class Sheet:
     """Collects the lines of one table; paper values are looked up by row and column (a table of ours, named by text, has none)."""
 
     def __init__(self, table: int | str):
-        self.table, self.lines, self.missing = table, [], "not run"
+        self.table, self.lines, self.by_seed, self.missing = table, [], [], "not run"
         self.paper = {(cell.row, cell.column): cell for cell in printed(table).itertuples()} if isinstance(table, int) else {}
 
     def add(self, row: str, column: str, found: Found, metric: str = "", unit: str = "", verdict: str = "", paper: Any = ...) -> None:
@@ -83,25 +84,38 @@ class Sheet:
             ours = rounded(ours)
         elif values:
             ours = " / ".join(dict.fromkeys(map(str, values)))
-        line = [self.table, row, column, metric, paper, ours, sd, len(values), delta]
-        self.lines.append([*line, self.missing if ours is None else verdict or "recorded", unit, ";".join(dict.fromkeys(found.stages))])
+        line, verdict = [self.table, row, column, metric, paper, ours, sd, len(values), delta], self.missing if ours is None else verdict or "recorded"
+        self.lines.append([*line, verdict, unit, ";".join(dict.fromkeys(found.stages))])
+        made = dict(zip(found.values, found.stages, strict=True)) if len(found.stages) == len(values) else {}  # a cell of several stages a seed names them in the table
+        self.by_seed += [[self.table, row, column, metric, unit, verdict, seed, value, made.get(seed, "")] for seed, value in found.values.items() if numeric and not isinstance(seed, tuple)]
 
     def frame(self) -> pandas.DataFrame:
         import pandas
 
         return pandas.DataFrame(self.lines, columns=COLUMNS).astype({"paper": object, "ours": object, "sd": float, "delta": float})
 
+    def seeds(self) -> pandas.DataFrame:
+        """A line per number and seed, not rounded: what means, deviations and intervals are made of. The seed is empty where nothing is drawn."""
+        import pandas
+
+        return pandas.DataFrame(self.by_seed, columns=SEED_COLUMNS).astype({"table": str, "seed": "Int64", "value": float})
+
 
 def rounded(value: float) -> int | float:
     return value if isinstance(value, int) else float(f"{value:.6g}")
 
 
-def table(number: int, records: list[dict], profile_name: str) -> pandas.DataFrame:
-    """One of Tables 1-7, a line per cell, rows and names in the paper's order; ValueError for another number."""
+def sheet_of(number: int, records: list[dict], profile_name: str) -> Sheet:
+    """The filled sheet of one of Tables 1-7; ValueError for another number."""
     sheet = Sheet(number)
     makers = [_configuration, _hyperparameters, _cost, _perplexity, _glue, _glue, _ablation]
     makers[number - 1](sheet, records, profile_name)
-    return sheet.frame()
+    return sheet
+
+
+def table(number: int, records: list[dict], profile_name: str) -> pandas.DataFrame:
+    """One of Tables 1-7, a line per cell, rows and names in the paper's order; ValueError for another number."""
+    return sheet_of(number, records, profile_name).frame()
 
 
 def _configuration(sheet: Sheet, records: list[dict], profile: str) -> None:
