@@ -26,7 +26,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 OURS = {True: "reproduced", False: "not reproduced", None: "undecided"}
 PAPER = {True: "holds", False: "does not hold", None: "undecided"}
 UNTESTABLE = "not testable here"
-COLUMNS = ["id", "group", "section", "quote", "claim", "paper", "paper_value", "ours", "value", "low", "high", "n", "unit", "note"]
+COLUMNS = ["id", "group", "section", "quote", "claim", "paper", "paper_value", "ours", "value", "low", "high", "n", "unit", "note", "judge", "left", "right", "bound", "variance"]
 
 
 class Judged(NamedTuple):
@@ -212,7 +212,7 @@ def ledger(seeds: pandas.DataFrame) -> pandas.DataFrame:
         elif claim.variance and theirs.holds:
             by_paper = PAPER[None]  # on the claimed side, by one run without a variance
         by_ours, found = _judge(claim, ours, OURS, "not run")
-        lines.append([claim.id, _group(claim), claim.section, claim.quote, claim.claim, by_paper, theirs.value, by_ours, *found[1:], claim.note])
+        lines.append([claim.id, _group(claim), claim.section, claim.quote, claim.claim, by_paper, theirs.value, by_ours, *found[1:], claim.note, claim.judge, claim.left, claim.right, claim.bound, claim.variance])
     return pandas.DataFrame(lines, columns=COLUMNS)
 
 

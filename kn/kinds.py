@@ -186,7 +186,7 @@ class Plan:
 
     @functools.cached_property
     def decompose(self) -> Stage:
-        return stage("decompose", {"compression": dataclasses.asdict(self.profile.compression), "precision": self.precision}, (self.pretrained("teacher"), self.corpus), cost=4.5e11)
+        return stage("decompose", {"compression": dataclasses.asdict(self.profile.compression), "precision": self.precision}, (self.pretrained("teacher"), self.corpus), cost=9e11, version=2)
 
     def pretrain(self, on: str, objective: str, seed: int) -> Stage:
         training = self.profile.pretrain if on == "web" else self.profile.ablation

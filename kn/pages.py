@@ -64,11 +64,22 @@ def ledger(frame: pandas.DataFrame) -> str:
         )
         note = f'<span class="note">{escape(line.note)}</span>' if line.note else ""
         rows.append(
-            f'<tr id="{escape(line.id)}"><th scope="row">{escape(line.claim)}<q>{escape(line.quote)}</q><span class="note">§ {escape(line.section)} · {escape(line.group)}</span>{note}</th>'
+            f'<tr id="{escape(line.id)}"><th scope="row">{escape(line.claim)}<q>{escape(line.quote)}</q><span class="note">{escape(_place(line.section))} · {_source(line)}</span>{note}</th>'
             f'<td data-label="printed numbers">{verdict(line.paper)}{printed}</td><td data-label="ours">{verdict(line.ours)}</td><td data-label="value">{measured(line)}</td></tr>'
         )
     head = "".join(f'<th scope="col">{word}</th>' for word in ("claim", "by the paper’s printed numbers", "by ours", "ours, 95 % interval"))
     return f'<div class="scroll ledger" tabindex="0" role="region" aria-label="claims"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _place(section: str) -> str:
+    return f"§ {section}" if section[0].isdigit() else section
+
+
+def _source(line) -> str:
+    """What the claim rests on, leading to the page of that table, whose numbers lead to their stages."""
+    names = {"Beyond the paper": line.left.partition("/")[0]}
+    page = f"{line.group.lower().replace(' ', '')}.html" if line.group.startswith("Table ") else f"{names[line.group]}.html" if line.group in names else ""
+    return f'<a href="{escape(page)}">{escape(line.group)}</a>' if page and line.ours != "not run" else escape(line.group)
 
 
 def readings(frame: pandas.DataFrame) -> str:

@@ -123,11 +123,25 @@ def show(frame: pandas.DataFrame) -> Any:
 
 def write_table(number: int, records: list[dict], profile: str, folder: str | os.PathLike) -> Path:
     """Writes tableN.csv and tableN.html into a folder, each by one atomic rename, and returns the path of the page."""
-    from kn import site
+    from kn import plots
 
     frame = table(number, records, profile)
-    _write(Path(folder) / f"table{number}.csv", frame.to_csv(index=False))
-    return _write(Path(folder) / f"table{number}.html", site.table_page(number, frame, records, profile, plot(number, records)))
+    return _write_table(number, frame, plots.figure(number, frame, records), records, profile, Path(folder), _averages(number, records))
+
+
+def _averages(number: int, records: list[dict]) -> pandas.DataFrame | None:
+    from kn import averages
+
+    return averages.averages(number, records) if number in (5, 6) else None
+
+
+def _write_table(number: int, frame: pandas.DataFrame, picture: matplotlib.figure.Figure, records: list[dict], profile: str, folder: Path, means: pandas.DataFrame | None) -> Path:
+    from kn import site
+
+    _write(folder / f"table{number}.csv", frame.to_csv(index=False))
+    if means is not None:
+        _write(folder / f"table{number}_averages.csv", means.to_csv(index=False))
+    return _write(folder / f"table{number}.html", site.table_page(number, frame, records, profile, picture, below="" if means is None else site.averages_section(means)))
 
 
 def plot_beyond(name: str, frame: pandas.DataFrame) -> matplotlib.figure.Figure:
@@ -186,9 +200,9 @@ def write_index(records: list[dict], profile: str, folder: str | os.PathLike, sw
     tables = {number: table(number, records, profile) for number in range(1, 8)}
     pictures = {number: plots.figure(number, frame, records) for number, frame in tables.items()}
     beyond = {name: (frame := findings.table(name, records), plots.beyond(name, frame), findings.claims(name, records)) for name in _ran(records)}
+    means = {number: _averages(number, records) for number in tables}
     for number, frame in tables.items():
-        _write(folder / f"table{number}.csv", frame.to_csv(index=False))
-        _write(folder / f"table{number}.html", site.table_page(number, frame, records, profile, pictures[number]))
+        _write_table(number, frame, pictures[number], records, profile, folder, means[number])
     for name, (frame, picture, held) in beyond.items():
         _write(folder / f"{name}.csv", frame.to_csv(index=False))
         _write(folder / f"{name}_claims.csv", held.to_csv(index=False))
@@ -199,9 +213,10 @@ def write_index(records: list[dict], profile: str, folder: str | os.PathLike, sw
     _write(folder / "how.html", pages.how_page(records, profile, run or {}))
     log = Path(__file__).parent.parent / "LOG.md"
     _write(folder / "failed.html", pages.failed_page(log.read_text(encoding="utf-8") if log.exists() else "", records, profile))
+    below = {number: site.averages_section(frame) for number, frame in means.items() if frame is not None}
     measured = [pandas.read_csv(file) for file in sorted(BENCHMARKS.glob("speed-*.csv"))]
     speeds = "".join(site.speed_section(frame, plots.speed(frame)) for frame in measured)
-    return _write(folder / "index.html", site.index_page(tables, pictures, claims, records, profile, speeds, beyond, pages.grid({profile: ledger}, "claims.html")))
+    return _write(folder / "index.html", site.index_page(tables, pictures, claims, records, profile, speeds, beyond, pages.grid({profile: ledger}, "claims.html"), below))
 
 
 def write_front(folder: str | os.PathLike) -> Path:

@@ -32,6 +32,8 @@ TITLES = {
     6: "GLUE, test sets",
     7: "Ablation of the pre-training",
 }
+SETTLED = ("shape", "count", "hyper-parameter", "parameters without the output embedding", "parameters", "steps", "weights")  # metrics in which nothing is drawn
+SPREAD, WIDE = "± sd (n)", 8  # a line of its own in tables of more columns
 NOTES = {
     1: "Shapes read off models that were really built. <em>Erratum</em>: two digits of the printed vocabulary are swapped, GPT-2 has 50257 tokens.",
     2: "Ours are the values that the training runs used, read back from their records.",
@@ -93,10 +95,12 @@ def cell(line: Any, links: dict[str, str], keys: tuple[str, ...], paper: str) ->
     if len(targets) > 1:  # an average: the place above the single tasks
         page, _, name = targets[0].partition("#")
         targets = [f"{page}#{'-'.join(name.split('-')[:2])}"]
-    ours = escape(quantity(line.ours, points=points)) or "not run"
-    if line.n > 1 and line.sd > 0:
-        ours += f" <small>± {deviation(line.sd, ours)} ({line.n})</small>"
-    shown = {"ours": f'<a class="ours" href="{escape(targets[0])}">{ours}</a>' if targets else f'<span class="ours">{ours}</span>'}
+    ours, spread = escape(quantity(line.ours, points=points)) or "not run", ""
+    if line.n and not isinstance(line.ours, str) and line.metric not in SETTLED:
+        spread = f"<small>{f'± {deviation(line.sd, ours)} ' if line.n > 1 and line.sd > 0 else ''}({line.n})</small>"
+    beside = "" if SPREAD in keys or not spread else f" {spread}"
+    shown = {"ours": f'<a class="ours" href="{escape(targets[0])}">{ours}{beside}</a>' if targets else f'<span class="ours">{ours}{beside}</span>'}
+    shown[SPREAD] = f'<span class="delta">{spread or "–"}</span>'
     shown["paper"] = f'<span class="paper">{escape(paper) or "–"}</span>'
     shown["Δ"] = f'<span class="delta">{quantity(line.delta, sign=True, points=points) or "–"}</span>'
     tag = "" if line.verdict in ("recorded", "not run", "uninformative") else f'<span class="tag">{escape(line.verdict)}</span>'
@@ -126,13 +130,13 @@ def _grid(frame: pandas.DataFrame, links: dict[str, str]) -> str:
         present = [lines.get((row, column)) for column in columns]
         lines_here = [line for line in present if line is not None]
         beside = any(line.paper is not None and line.paper == line.paper for line in lines_here)
-        keys = ("paper",) * beside + ("ours",) + ("Δ",) * any(line.delta == line.delta for line in lines_here)
+        keys = ("paper",) * beside + ("ours",) + (SPREAD,) * (len(columns) > WIDE) + ("Δ",) * any(line.delta == line.delta for line in lines_here)
         key = "".join(f"<span>{word}</span>" for word in keys) if compared else ""
         units = {line.unit for line in lines_here}
         unit = f" <span class=tag>{escape(*units)}</span>" if len(units) == 1 and units <= {"M", "MB"} else ""
         cells = "".join("<td></td>" if line is None else cell(line, links, keys, paper[row, line.column]) for line in present)
         rows.append(f'<tr><th scope="row">{escape(row)}{unit}</th><td class="key">{key}</td>{cells}</tr>')
-    wide = ' class="wide"' if len(columns) > 8 else "" if compared else ' class="named"'
+    wide = ' class="wide"' if len(columns) > WIDE else "" if compared else ' class="named"'
     head = f'<thead><tr><th></th><th class="key"></th>{head}</tr></thead>'
     return f'<div class="scroll" tabindex="0"><table{wide}>{head}<tbody>{"".join(rows)}</tbody></table></div>'
 
@@ -161,6 +165,28 @@ def cautions(records: list[dict], profile: str) -> list[str]:
     return found
 
 
+def averages_section(frame: pandas.DataFrame) -> str:
+    """The averages of Table 5 or 6 with both intervals (kn.averages)."""
+    if frame.empty:
+        return ""
+
+    def span(low: float, high: float, sign: bool) -> str:
+        return f"{quantity(low, sign, points=True)} … {quantity(high, sign, points=True)}" if low == low else "–"
+
+    rows = ""
+    for line in frame.itertuples():
+        sign = "−" in line.average
+        cells = (f"<b>{quantity(line.value, sign, points=True)}</b>", span(line.low, line.high, sign), span(line.low_tasks, line.high_tasks, sign), str(line.n), str(line.tasks))
+        rows += f'<tr><th scope="row">{escape(line.average)}</th>' + "".join(f"<td>{value}</td>" for value in cells) + "</tr>"
+    head = "".join(f'<th scope="col">{word}</th>' for word in ("average, points", "ours", "95 % over seeds", "95 % over tasks and seeds", "seeds", "tasks"))
+    return (
+        "<h3>Averages and differences</h3><p>Over the informative tasks, differences paired by task and seed. The interval over seeds is about these tasks; the one over tasks and seeds "
+        "takes the tasks for drawn too (two-way random effects, Student’s t): what would hold for other tasks of the kind. "
+        f'<span class=soft><a href="table{frame["table"].iloc[0]}_averages.csv">CSV</a></span></p>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="averages of table {frame["table"].iloc[0]}"><table class="named"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
 MENU = [
     ("index.html", "Index"), ("claims.html", "Claims"), *((f"table{number}.html", f"Table {number}") for number in TABLES),
     ("records.html", "Stages"), ("how.html", "How it was made"), ("failed.html", "What failed"), ("../index.html", "All profiles"),
@@ -169,7 +195,7 @@ MENU = [
 
 def page(title: str, body: str, profile: str, records: list[dict], here: str = "", menu: list[tuple[str, str]] | None = None) -> str:
     """A whole page with its style sheet, cautions and menu; `here` is the menu's entry that it is."""
-    banner = "".join(f'<div class="banner">{escape(line, quote=False)}</div>' for line in cautions(records, profile)) if profile else ""
+    banner = "".join(f'<div class="banner">{escape(line)}</div>' for line in cautions(records, profile)) if profile else ""
     links = "".join(f'<a href="{escape(target)}"{" aria-current=page" if target == here else ""}>{escape(name)}</a>' for target, name in (MENU if menu is None else menu))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -183,11 +209,11 @@ def file_of(number: int | str) -> str:
     return number if isinstance(number, str) else f"table{number}"
 
 
-def _section(number: int | str, frame: pandas.DataFrame, plot: matplotlib.figure.Figure, links: dict[str, str]) -> str:
+def _section(number: int | str, frame: pandas.DataFrame, plot: matplotlib.figure.Figure, links: dict[str, str], below: str = "") -> str:
     name = file_of(number)
     note = f"<p>{NOTES[number]} <span class=soft><a href={name}.csv>CSV with every metric</a></span></p>"
     picture = f'<figure><div tabindex="0">{svg(plot, name)}</div></figure>'
-    return f"{note}{fragment(frame, links, alone=False)}{picture}"
+    return f"{note}{fragment(frame, links, alone=False)}{below}{picture}"
 
 
 def _provenance(records: list[dict]) -> str:
@@ -198,13 +224,13 @@ def _provenance(records: list[dict]) -> str:
     return f'<p class="soft">{escape(" · ".join([*parts, said["device"], said["commit"] and "commit " + said["commit"]]).strip(" ·"))}</p>'
 
 
-def table_page(number: int | str, frame: pandas.DataFrame, records: list[dict], profile: str, plot: matplotlib.figure.Figure, claims: pandas.DataFrame | None = None) -> str:
-    """The page of one table, with its claims if it has some; the stages behind its numbers follow below it, so that every link stays on the page."""
+def table_page(number: int | str, frame: pandas.DataFrame, records: list[dict], profile: str, plot: matplotlib.figure.Figure, claims: pandas.DataFrame | None = None, below: str = "") -> str:
+    """The page of one table, with its claims if it has some and what stands `below` the table; the stages behind its numbers follow below it, so that every link stays on the page."""
     used = {path for stages in frame["stage"] for path in stages.split(";")}
     behind = [record for record in records if record["path"] in used]
     links = {record["path"]: f"#{anchor(record)}" for record in behind}
     held = "" if claims is None else f"<h2>Claims</h2>{fragment(claims, alone=False)}"
-    body = _provenance(behind) + _section(number, frame, plot, links) + held + "<h2>The stages behind these numbers</h2>" + _groups(behind, profile)
+    body = _provenance(behind) + _section(number, frame, plot, links, below) + held + "<h2>The stages behind these numbers</h2>" + _groups(behind, profile)
     return page(BEYOND.get(number) or f"Table {number}. {TITLES[number]}", body, profile, records, f"{file_of(number)}.html")
 
 
@@ -222,7 +248,7 @@ def speed_section(frame: pandas.DataFrame, plot: matplotlib.figure.Figure) -> st
     )
 
 
-def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: list[dict], profile: str, speeds: str = "", beyond: dict | None = None, verdicts: str = "") -> str:
+def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: list[dict], profile: str, speeds: str = "", beyond: dict | None = None, verdicts: str = "", below: dict[int, str] | None = None) -> str:
     """One page with the trends, all seven tables and their plots, what goes beyond them {name: (table, plot, claims)}, and the benchmark's section; numbers link to records.html."""
     links = {record["path"]: f"records.html#{anchor(record)}" for record in records}
     body = (
@@ -237,7 +263,7 @@ def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: lis
     )
     body += fragment(claims, alone=False)
     for number, frame in tables.items():
-        body += f'\n<h2 id="table{number}">Table {number}. {TITLES[number]}</h2>{_section(number, frame, plots[number], links)}'
+        body += f'\n<h2 id="table{number}">Table {number}. {TITLES[number]}</h2>{_section(number, frame, plots[number], links, (below or {}).get(number, ""))}'
     for name, (frame, plot, held) in (beyond or {}).items():
         body += f'\n<h2 id="{name}">{BEYOND[name]}</h2>{_section(name, frame, plot, links)}{fragment(held, alone=False)}'
     if speeds:

@@ -24,7 +24,7 @@ white-space:normal;hyphens:auto;min-width:7.6rem;max-width:13rem}.kn td>span,.kn
 .kn .verdict{white-space:nowrap;font-weight:600;color:var(--soft)}.kn .verdict.good{color:var(--held)}.kn .verdict.bad{color:var(--failed)}.kn .verdict.open{color:var(--open)}
 .kn .note,.kn q{display:block;font-weight:400;color:var(--soft);font-size:.92em;margin-top:.15rem}.kn q{font-style:italic}.kn code{font-size:.95em;overflow-wrap:anywhere}
 .kn .ledger th[scope=row]{min-width:17rem;max-width:34rem}.kn .ledger td{text-align:left}
-.kn .verdicts td.chips{text-align:left;white-space:normal;line-height:2}.kn .verdicts th:first-child{min-width:5rem;max-width:8rem}
+.kn .verdicts td.chips{text-align:left;white-space:normal;line-height:2}.kn .verdicts thead th,.kn .ledger thead th{text-align:left;max-width:none}.kn .verdicts th:first-child{min-width:5rem;max-width:8rem}
 .kn .chip{text-decoration:none;border:1px solid var(--line);border-radius:.3rem;padding:.05rem .35rem;margin:0 .1rem .2rem 0;display:inline-block;line-height:1.45}.kn .chip:hover{border-color:currentColor}
 """
 PAGE_STYLE = """

@@ -202,6 +202,7 @@ def _cost(sheet: Sheet, records: list[dict], profile: str) -> None:
     without_head = "parameters.without_head"
     row("Parameters*", sources(without_head, ("decompose", without_head)), 1e-6)
     row("Training time (hrs)", sources("hours", ("pretrain", "hours")))
+    row("Hardware", sources("hardware", ("pretrain", "provenance.device")), 1, "device")
     row("Dataset size (GB)", sources("data_bytes", ("pretrain", "data_bytes")), 1e-9)
     for column in MODELS.values():
         full = find(records, f"paper_size.{column}.{without_head}", "shapes").map(lambda value: value / 1e6)
@@ -214,7 +215,6 @@ def _cost(sheet: Sheet, records: list[dict], profile: str) -> None:
     row("Size on disk", sources("bytes", ("decompose", "bytes")), 1e-6, "weights", "MB")
     row("Tokens seen", sources("tokens", ("pretrain", "tokens")), 1e-6, "tokens", "M")
     row("Steps", sources("steps", ("pretrain", "steps")), 1, "steps")
-    row("Hardware", sources("hardware", ("pretrain", "provenance.device")), 1, "device")
 
 
 def _perplexity(sheet: Sheet, records: list[dict], profile: str) -> None:
@@ -300,6 +300,8 @@ def _ablation(sheet: Sheet, records: list[dict], profile: str) -> None:
         sheet.add(row, "OpenWebText (pp.)", ablated(records, key, "perplexity.web.test"), "test perplexity", "perplexity")
         accuracy = find(records, "dev.headline", "finetune_glue", row=f"ablation_{key}", task="mnli")
         sheet.add(row, "MNLI (accuracy)", accuracy, "accuracy", "%", verdict)
+    for part in ("layers", "embedding"):  # of the SVD start, alone
+        sheet.add(f"{ABLATION['none']}, {part} alone", "Wikitext-103 (pp.)", find(records, f"alone.{part}.wiki.test", "decompose"), "test perplexity", "perplexity")
 
 
 def ablated(records: list[dict], objective: str, path: str = "perplexity.wiki.test") -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -177,12 +178,15 @@ def decompose(stage: Stage, folder: Path, store: Store) -> dict:
     """The SVD start: compress the teacher, no training."""
     settings, clock = settings_of(stage), time.monotonic()
     teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model")
-    student = compress(teacher, KroneckerSpec(**settings["compression"]))
+    spec, rows = KroneckerSpec(**settings["compression"]), rows_of(store, stage)
+    student = compress(teacher, spec)
     seconds = time.monotonic() - clock
     student.config.provenance["teacher"] = needed(stage, "pretrained", model="teacher").path
-    found = perplexities(student, rows_of(store, stage), settings["precision"])
+    found = perplexities(student, rows, settings["precision"])
     save(student, folder / "model", stage, store, found)
-    return {**describe(student, folder / "model"), "seconds": seconds, "perplexity": found}
+    alone = {"embedding": dataclasses.replace(spec, layers=()), "layers": dataclasses.replace(spec, embedding=False)} if spec.embedding else {}
+    parts = {name: perplexities(compress(teacher, part), rows, settings["precision"], splits=("test",)) for name, part in alone.items()}
+    return {**describe(student, folder / "model"), "seconds": seconds, "perplexity": found, "alone": parts}
 
 
 def shapes(stage: Stage, folder: Path, store: Store) -> dict:

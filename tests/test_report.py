@@ -52,7 +52,8 @@ def make(seeds=3, baseline=60.0, student=62.0, ilkd=64.0, hard_task=None, lead=1
     for model, value in (("teacher", 30.0), ("baseline", 40.0)):
         metrics = {**size, "hours": 1.5, "data_bytes": 2e9, "tokens": 5_000_000, "steps": 9, "hardware": HOSTILE, "log": log, "perplexity": perplexities(value)}
         records.append(stage("pretrained", {"model": model}, metrics))
-    records.append(stage("decompose", {}, {**size, "perplexity": perplexities(900.0)}))
+    alone = {"layers": {"wiki": {"test": 500.0}}, "embedding": {"wiki": {"test": 100.0}}}
+    records.append(stage("decompose", {}, {**size, "perplexity": perplexities(900.0), "alone": alone}))
     hyper = {"batch_size": 1, "learning_rate": 1e-3, "alphas": [0.5, 0.5, 0.5, 0.1], "optimizer": "AdamW"}
     terms = [{"step": step, "loss": 2 / step, "embedding": 1 / step, "attention": 1 / step, "hidden": 1 / step, "cross_entropy": 1 / step} for step in (1, 2)]
     for seed in range(seeds):
@@ -271,16 +272,20 @@ def test_the_benchmark_is_on_the_index_page_as_measured(tmp_path, monkeypatch):
 
 
 def test_every_link_of_a_page_has_its_place(tmp_path):
-    records = make(2)
-    report.write_index(records, "mini", tmp_path)
+    records, folder = make(2), tmp_path / "mini"
+    folder.mkdir()
+    report.write_index(records, "mini", folder)
     for number in range(1, 8):
-        report.write_table(number, records, "mini", tmp_path)
-    places = {page.name: set(re.findall(r'id="([^"]+)"', page.read_text(encoding="utf-8"))) for page in tmp_path.glob("*.html")}
-    for page in tmp_path.glob("*.html"):
+        report.write_table(number, records, "mini", folder)
+    report.write_front(tmp_path)
+    places = {page: set(re.findall(r'id="([^"]+)"', page.read_text(encoding="utf-8"))) for page in tmp_path.rglob("*.html")}
+    assert len(places) == 13
+    for page in places:
         for target in re.findall(r'<a [^>]*?href="?([^"> ]+)', page.read_text(encoding="utf-8")):
             name, _, place = target.partition("#")
-            assert (tmp_path / (name or page.name)).is_file(), target
-            assert not place or place in places[name or page.name], (page.name, target)
+            file = (page.parent / name).resolve() if name else page
+            assert file.is_file(), (page.name, target)
+            assert not place or place in places[file], (page.name, target)
 
 
 @pytest.mark.parametrize(("profile", "expected"), [("mini", True), ("paper", False)])
