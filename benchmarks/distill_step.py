@@ -173,7 +173,8 @@ def main() -> None:
             command = [sys.executable, __file__, "--device", options.device, "--threads", str(options.threads), "--peak", json.dumps([way, length, layers])]
             size = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             line = {"way": way, "length": length, "layers": layers, "tokens_per_second": round(statistics.median(rates), 1), "low": round(rates[0], 1), "high": round(rates[-1], 1), "n": options.turns,
-                    "ratio": round(ratio, 3), "time_of_plain": round(of_plain, 3), "model_gflops_per_second": round(work / statistics.median(times[way]) / 1e9, 1), "peak_mb": round(size / 1e6, 1), "loss": round(losses[way], 6), "gradient_apart": f"{apart.get(way, float('nan')):.1e}", **facts}  # fmt: skip
+                    "ratio": round(ratio, 3), "time_of_plain": round(of_plain, 3), "model_gflops_per_second": round(work / statistics.median(times[way]) / 1e9, 1),
+                    "peak_mb": round(size / 1e6, 1), "loss": round(losses[way], 6), "gradient_apart": f"{apart.get(way, float('nan')):.1e}", **facts}  # fmt: skip
             found.append(line)
             print(", ".join(f"{key} {line[key]}" for key in ("length", "layers", "way", "tokens_per_second", "ratio", "time_of_plain", "peak_mb", "loss", "gradient_apart")), flush=True)
     file = options.out or Path(__file__).with_name(f"distill-{options.device}.csv")

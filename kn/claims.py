@@ -212,7 +212,8 @@ def ledger(seeds: pandas.DataFrame) -> pandas.DataFrame:
         elif claim.variance and theirs.holds:
             by_paper = PAPER[None]  # on the claimed side, by one run without a variance
         by_ours, found = _judge(claim, ours, OURS, "not run")
-        lines.append([claim.id, _group(claim), claim.section, claim.quote, claim.claim, by_paper, theirs.value, by_ours, *found[1:], claim.note, claim.judge, claim.left, claim.right, claim.bound, claim.variance])
+        rule = [claim.note, claim.judge, claim.left, claim.right, claim.bound, claim.variance]
+        lines.append([claim.id, _group(claim), claim.section, claim.quote, claim.claim, by_paper, theirs.value, by_ours, *found[1:], *rule])
     return pandas.DataFrame(lines, columns=COLUMNS)
 
 

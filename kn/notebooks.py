@@ -16,14 +16,13 @@ from .store import Stage, Store, environment, peak_bytes
 SOURCE = kinds.ROOT / "notebooks"
 
 
+RENDERS = ("report", "tables", "averages", "findings", "claims", "readings", "identities", "statistics", "site", "pages", "style", "plots")  # the code that makes tables and pages
+
+
 def key_of(source: Path, parameters: dict, plan: list[Stage]) -> str:
     """Hash over the notebook's source cells, its parameters, its stages and the code that renders them."""
     cells = [cell["source"] for cell in json.loads(source.read_text())["cells"]]
-    code = [
-        p.read_text()
-        for p in sorted(Path(__file__).parent.rglob("*"))
-        if p.name in ("report.py", "tables.py", "findings.py", "claims.py", "readings.py", "statistics.py", "site.py", "pages.py", "style.py", "plots.py") or p.suffix == ".csv"
-    ]
+    code = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.rglob("*")) if path.stem in RENDERS or path.suffix in (".csv", ".css")]
     return hashlib.sha256(json.dumps([cells, parameters, [s.path for s in plan], code]).encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from kn import site
-from kn.site import quantity
+from kn.site import quantity, region
 from kn.style import TABLE_STYLE
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def ledger(frame: pandas.DataFrame) -> str:
             f'<td data-label="printed numbers">{verdict(line.paper)}{printed}</td><td data-label="ours">{verdict(line.ours)}</td><td data-label="value">{measured(line)}</td></tr>'
         )
     head = "".join(f'<th scope="col">{word}</th>' for word in ("claim", "by the paper’s printed numbers", "by ours", "ours, 95 % interval"))
-    return f'<div class="scroll ledger" tabindex="0" role="region" aria-label="claims"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return region("the ledger of claims", head, "".join(rows), outside="ledger")
 
 
 def _place(section: str) -> str:
@@ -88,7 +88,7 @@ def readings(frame: pandas.DataFrame) -> str:
         return '<p class="soft">Not run yet: <code>./run_all.sh --only claims</code> switches the readings one at a time.</p>'
     rows, last = [], ""
     for line in frame.itertuples():
-        points = not line.quantity.rpartition(",")[2].strip() == "perplexity"
+        points = not line.quantity.endswith(", perplexity")
         change = f"{quantity(line.low, sign=points, points=points)} … {quantity(line.high, sign=points, points=points)}" if not math.isnan(line.low) else "one seed"
         first = f'{escape(line.reading)}<span class="note"><code>{escape(line.switch)}</code></span>' if line.reading != last else '<span class="unseen">' + escape(line.reading) + "</span>"
         last = line.reading
@@ -97,7 +97,7 @@ def readings(frame: pandas.DataFrame) -> str:
         cells += [f"<b>{quantity(line.effect, sign=points, points=points)}</b><br><small>{change}</small>", str(line.n), f"{escape(line._11)} → {escape(line._12)}", turned]
         rows.append(f'<tr><th scope="row">{first}</th><td class="claim">{cells[0]}</td>' + "".join(f"<td>{c}</td>" for c in cells[1:]) + "</tr>")
     head = "".join(f'<th scope="col">{word}</th>' for word in ("reading", "quantity", "default", "switched", "effect, 95 % interval", "seeds", "verdict", "turned?"))
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="readings of the paper"><table class="named"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return region("readings of the paper", head, "".join(rows), "named")
 
 
 def counts(words: list[str]) -> str:
@@ -114,14 +114,12 @@ def grid(ledgers: dict[str, pandas.DataFrame], link: str = "{profile}/claims.htm
         cells = ""
         for frame, kind, profile in columns.values():
             lines = frame[frame["group"] == group]
-            chips = " ".join(
-                f'<a class="chip" href="{escape(link.format(profile=profile))}#{escape(i)}">{verdict(word, i.replace("-", " "))}</a>' for i, word in zip(lines["id"], lines[kind], strict=True)
-            )
-            cells += f'<td class="chips">{chips}</td>'
+            page, chips = escape(link.format(profile=profile)), zip(lines["id"], lines[kind], strict=True)
+            cells += '<td class="chips">' + " ".join(f'<a class="chip" href="{page}#{escape(i)}">{verdict(word, i.replace("-", " "))}</a>' for i, word in chips) + "</td>"
         rows.append(f'<tr><th scope="row">{escape(group)}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     key = " ".join(verdict(word) for word in ("reproduced", "not reproduced", "undecided", "not testable here"))
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="verdicts"><table class="verdicts"><thead><tr><th scope="col">rests on</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div><p class="soft">{key}</p>'
+    return region("verdicts", f'<th scope="col">rests on</th>{head}', "".join(rows), "verdicts") + f'<p class="soft">{key}</p>'
 
 
 def claims_page(frame: pandas.DataFrame, effects: pandas.DataFrame, records: list[dict], profile: str) -> str:
@@ -130,8 +128,8 @@ def claims_page(frame: pandas.DataFrame, effects: pandas.DataFrame, records: lis
     said = f"Verdicts that a switched reading turns: {escape('; '.join(turned))}." if turned else "No switched reading turned one of these verdicts." if len(effects) else ""
     body = (
         "<p>Every claim of the paper’s text, judged twice by one rule: from the numbers the paper prints, and from ours. Ours counts as reproduced where the 95 % interval of the seed-paired "
-        "difference (Student’s t) lies wholly on the claimed side, as not reproduced where it lies wholly on the other, else as undecided. The paper prints one run without a variance: its orderings are "
-        "taken as printed, claims of significance stay undecided.</p>"
+        "difference (Student’s t) lies wholly on the claimed side, as not reproduced where it lies wholly on the other, else as undecided. The paper prints one run without a variance: its "
+        "orderings are taken as printed, claims of significance stay undecided.</p>"
         f'<p class="soft">Printed numbers: {counts(list(frame["paper"]))}. Ours, {escape(profile)}: {counts(list(frame["ours"]))}. '
         "<a href=claims.csv>CSV</a> · <a href=seeds.csv>the numbers of every seed</a>, from which every verdict and interval can be computed again</p>"
         f'<h2 id="ledger">The ledger</h2>{ledger(frame)}<h2 id="readings">What the readings change</h2>'
@@ -161,15 +159,15 @@ def how_page(records: list[dict], profile: str, run: dict) -> str:
     for kind, members in kinds.items():
         walls = [record["provenance"].get("wall_seconds") or 0 for record in members]
         on = ", ".join(dict.fromkeys(str(record["provenance"].get("device")) for record in members))
-        rows += f'<tr><th scope="row"><a href="records.html#{escape(kind)}">{escape(kind.replace("_", " "))}</a></th><td>{len(members)}</td><td>{sum(walls) / 60:.1f}</td><td>{max(walls):.0f}</td><td>{escape(on)}</td></tr>'
+        name = f'<a href="records.html#{escape(kind)}">{escape(kind.replace("_", " "))}</a>'
+        rows += f'<tr><th scope="row">{name}</th><td>{len(members)}</td><td>{sum(walls) / 60:.1f}</td><td>{max(walls):.0f}</td><td>{escape(on)}</td></tr>'
     body = (
-        "<p>A report is made of stages; each leaves its metrics, its settings and where it ran in the store, and every number of a table leads to the stage behind it. The commands below make it again.</p>"
-        f'<div class="scroll record" tabindex="0" role="region" aria-label="this report"><table><tbody>{lines}</tbody></table></div>'
-        "<h2>From nothing</h2><pre>git clone …   # this repository\n./run_all.sh doctor   # what would stop a run\n"
+        "<p>A report is made of stages; each leaves its metrics, its settings and where it ran in the store, and every number of a table leads to the stage behind it. "
+        "The commands below make it again.</p>"
+        + region("this report", "", lines, outside="record")
+        + "<h2>From nothing</h2><pre>git clone …   # this repository\n./run_all.sh doctor   # what would stop a run\n"
         f"{escape(command)}\n./run_all.sh test     # the tests, the notebooks against their committed outputs</pre>"
-        '<h2>Stages</h2><div class="scroll" tabindex="0" role="region" aria-label="stages"><table class="named"><thead><tr>'
-        + "".join(f'<th scope="col">{word}</th>' for word in ("kind", "stages", "minutes in all", "longest, s", "hardware"))
-        + f"</tr></thead><tbody>{rows}</tbody></table></div>"
+        "<h2>Stages</h2>" + region("stages by kind", "".join(f'<th scope="col">{word}</th>' for word in ("kind", "stages", "minutes in all", "longest, s", "hardware")), rows, "named")
     )
     return site.page("How this was made", body, profile, records, "how.html")
 
@@ -188,13 +186,14 @@ def negatives(log: str) -> list[tuple[str, list[str]]]:
 def failed_page(log: str, records: list[dict], profile: str) -> str:
     """What was tried and did not help, by date, from the log."""
     parts = "".join(
-        f"<h2>{_inline(title)}</h2><ul>" + "".join(f"<li>{_inline(point).replace(NEGATIVE, '<b class=not-held>(−)</b>')}</li>" for point in points) + "</ul>" for title, points in negatives(log)
+        f"<h2>{inline(title)}</h2><ul>" + "".join(f"<li>{inline(point).replace(NEGATIVE, '<b class=not-held>(−)</b>')}</li>" for point in points) + "</ul>" for title, points in negatives(log)
     )
     body = f"<p>Taken from the log of this repository (LOG.md): every entry that holds a negative result, marked {NEGATIVE}. Figures are of the day they were taken on.</p>{parts}"
     return site.page("What failed", body, profile, records, "failed.html")
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
+    """Text with `code` as HTML, escaped."""
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text, quote=False))
 
 
@@ -208,9 +207,9 @@ def front_page(reports: dict[str, tuple[pandas.DataFrame, dict]]) -> str:
             f"<span>{counts(list(frame['ours']))}</span></li>"
         )
     body = (
-        "<p>“Kronecker Decomposition for GPT Compression” compresses GPT-2 with Kronecker products. Does what it claims hold? Each chip below is one claim of its text, judged by its own printed numbers and by "
-        "our runs; it leads to the quote, the numbers and the seeds behind the verdict.</p>"
+        "<p>“Kronecker Decomposition for GPT Compression” compresses GPT-2 with Kronecker products. Does what it claims hold? Each chip below is one claim of its text, judged by its own "
+        "printed numbers and by our runs; it leads to the quote, the numbers and the seeds behind the verdict.</p>"
         f'<ul class="cards">{cards}</ul><h2 id="verdicts">Verdicts</h2>{grid({name: frame for name, (frame, _) in reports.items()})}'
         "<p>mini and midi replace the paper’s data by documentation text: they can judge orderings, never the paper’s values. A profile that is missing here has not been run.</p>"
     )
-    return site.page("KnGPT2: does the paper hold?", body, "", [], menu=[(f"{name}/index.html", name) for name in reports])
+    return site.page("KnGPT2: does the paper hold?", body, "", [], menu=[*((f"{name}/index.html", name) for name in reports), ("api.html", "Interface")])

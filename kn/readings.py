@@ -118,6 +118,7 @@ def _touches(quantity: str, changed: list[dict]) -> bool:
     """Do these stages enter the quantity at all?"""
     wanted = {
         "Table 4": lambda r: r["stage"] == "finetune_lm", "Table 7: LM": lambda r: r["stage"] == "pretrain" and r["fields"]["on"] == "wiki",
-        "Table 5": lambda r: r["stage"] == "finetune_glue" and r["fields"]["row"].startswith("student"), "Table 7, MNLI": lambda r: r["stage"] == "finetune_glue" and r["fields"]["row"].startswith("ablation"),
+        "Table 5": lambda r: r["stage"] == "finetune_glue" and r["fields"]["row"].startswith("student"),
+        "Table 7, MNLI": lambda r: r["stage"] == "finetune_glue" and r["fields"]["row"].startswith("ablation"),
     }  # fmt: skip
     return any(test(record) for key, test in wanted.items() if quantity.startswith(key) for record in changed)

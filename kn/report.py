@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import pandas
 
 __all__ = [
-    "COLUMNS", "average", "by_seed", "compare", "fixed", "informative", "interval", "plot", "plot_beyond", "show", "table", "trends", "write_beyond", "write_front", "write_index", "write_ledger", "write_table",
+    "COLUMNS", "average", "by_seed", "compare", "fixed", "informative", "interval", "plot", "plot_beyond", "show", "table", "trends", "write_beyond", "write_front", "write_index", "write_ledger",
+    "write_table",
 ]  # fmt: skip
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"  # speed-<device>.csv, shown on the index page
@@ -220,16 +221,17 @@ def write_index(records: list[dict], profile: str, folder: str | os.PathLike, sw
 
 
 def write_front(folder: str | os.PathLike) -> Path:
-    """Writes the page above all profiles' reports in a folder, from their claims.csv and run.json."""
+    """Writes the page above all profiles' reports in a folder, from their claims.csv and run.json, and the page of the interface, api.html."""
     import pandas
 
-    from kn import pages
+    from kn import api, pages
 
     found = {path.parent.name: path for path in sorted(Path(folder).glob("*/claims.csv")) if path.parent.name != "test"}
     reports = {
         name: (pandas.read_csv(path, keep_default_na=False, na_values={"paper_value": [""], "value": [""], "low": [""], "high": [""]}), _run(path.with_name("run.json")))
         for name, path in found.items()
     }
+    _write(Path(folder) / "api.html", api.page())
     return _write(Path(folder) / "index.html", pages.front_page(reports))
 
 

@@ -13,8 +13,8 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from kn.paper import printed
 from kn.kinds import TABLES
+from kn.paper import printed
 from kn.plots import svg
 from kn.stages import command
 from kn.style import PAGE_STYLE, TABLE_STYLE
@@ -136,9 +136,9 @@ def _grid(frame: pandas.DataFrame, links: dict[str, str]) -> str:
         unit = f" <span class=tag>{escape(*units)}</span>" if len(units) == 1 and units <= {"M", "MB"} else ""
         cells = "".join("<td></td>" if line is None else cell(line, links, keys, paper[row, line.column]) for line in present)
         rows.append(f'<tr><th scope="row">{escape(row)}{unit}</th><td class="key">{key}</td>{cells}</tr>')
-    wide = ' class="wide"' if len(columns) > WIDE else "" if compared else ' class="named"'
-    head = f'<thead><tr><th></th><th class="key"></th>{head}</tr></thead>'
-    return f'<div class="scroll" tabindex="0"><table{wide}>{head}<tbody>{"".join(rows)}</tbody></table></div>'
+    wide = "wide" if len(columns) > WIDE else "" if compared else "named"
+    name = f"table {first['table'].iloc[0]}".replace("table beyond_", "").replace("_", " ")
+    return region(name, f'<td></td><td class="key"></td>{head}', "".join(rows), wide)
 
 
 def _claims(frame: pandas.DataFrame) -> str:
@@ -150,8 +150,8 @@ def _claims(frame: pandas.DataFrame) -> str:
         name = line.verdict.replace(" ", "-") if line.verdict in ("held", "not held") else "tag"
         cells = "".join(f"<td>{value}</td>" for value in values)
         rows.append(f'<tr><td class="claim">{escape(line.claim)}</td><td class="{name}">{escape(line.verdict)}</td>{cells}</tr>')
-    head = "".join(f"<th>{word}</th>" for word in ("claim", "verdict", *["paper"] * compared, "ours", "95 % interval", "n"))
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    head = "".join(f'<th scope="col">{word}</th>' for word in ("claim", "verdict", *["paper"] * compared, "ours", "95 % interval", "n"))
+    return region("claims", head, "".join(rows))
 
 
 def cautions(records: list[dict], profile: str) -> list[str]:
@@ -163,6 +163,15 @@ def cautions(records: list[dict], profile: str) -> list[str]:
     if any(m.get("weights") == "random" for m in metrics):
         found.append("a rehearsal: models with random weights and partly carved data, the numbers mean nothing")
     return found
+
+
+def region(name: str, head: str, rows: str, kind: str = "", outside: str = "") -> str:
+    """A table that scrolls sideways where it must, which a keyboard reaches and a screen reader names."""
+    top = f"<thead><tr>{head}</tr></thead>" if head else ""
+    return (
+        f'<div class="{" ".join(filter(None, ("scroll", outside)))}" tabindex="0" role="region" aria-label="{escape(name)}">'
+        f"<table{f' class={kind}' if kind else ''}>{top}<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def averages_section(frame: pandas.DataFrame) -> str:
@@ -179,17 +188,18 @@ def averages_section(frame: pandas.DataFrame) -> str:
         cells = (f"<b>{quantity(line.value, sign, points=True)}</b>", span(line.low, line.high, sign), span(line.low_tasks, line.high_tasks, sign), str(line.n), str(line.tasks))
         rows += f'<tr><th scope="row">{escape(line.average)}</th>' + "".join(f"<td>{value}</td>" for value in cells) + "</tr>"
     head = "".join(f'<th scope="col">{word}</th>' for word in ("average, points", "ours", "95 % over seeds", "95 % over tasks and seeds", "seeds", "tasks"))
+    number = frame["table"].iloc[0]
     return (
         "<h3>Averages and differences</h3><p>Over the informative tasks, differences paired by task and seed. The interval over seeds is about these tasks; the one over tasks and seeds "
         "takes the tasks for drawn too (two-way random effects, Student’s t): what would hold for other tasks of the kind. "
-        f'<span class=soft><a href="table{frame["table"].iloc[0]}_averages.csv">CSV</a></span></p>'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="averages of table {frame["table"].iloc[0]}"><table class="named"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        + f'<span class=soft><a href="table{number}_averages.csv">CSV</a></span></p>'
+        + region(f"averages of table {number}", head, rows, "named")
     )
 
 
 MENU = [
     ("index.html", "Index"), ("claims.html", "Claims"), *((f"table{number}.html", f"Table {number}") for number in TABLES),
-    ("records.html", "Stages"), ("how.html", "How it was made"), ("failed.html", "What failed"), ("../index.html", "All profiles"),
+    ("records.html", "Stages"), ("how.html", "How it was made"), ("failed.html", "What failed"), ("../index.html", "All profiles"), ("../api.html", "Interface"),
 ]  # fmt: skip
 
 
@@ -200,7 +210,8 @@ def page(title: str, body: str, profile: str, records: list[dict], here: str = "
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{TABLE_STYLE}{PAGE_STYLE}</style></head>\n"
-        f'<body class="kn"><a class="skip" href="#main">To the content</a>{banner}<nav aria-label="pages"><div>{links}</div></nav><main id="main"><h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n'
+        f'<body class="kn"><a class="skip" href="#main">To the content</a>{banner}<nav aria-label="pages"><div>{links}</div></nav>'
+        f'<main id="main"><h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n'
     )
 
 
@@ -212,7 +223,7 @@ def file_of(number: int | str) -> str:
 def _section(number: int | str, frame: pandas.DataFrame, plot: matplotlib.figure.Figure, links: dict[str, str], below: str = "") -> str:
     name = file_of(number)
     note = f"<p>{NOTES[number]} <span class=soft><a href={name}.csv>CSV with every metric</a></span></p>"
-    picture = f'<figure><div tabindex="0">{svg(plot, name)}</div></figure>'
+    picture = f'<figure><div tabindex="0" role="region" aria-label="plot of {escape(name)}">{svg(plot, name)}</div></figure>'
     return f"{note}{fragment(frame, links, alone=False)}{below}{picture}"
 
 
@@ -243,12 +254,13 @@ def speed_section(frame: pandas.DataFrame, plot: matplotlib.figure.Figure) -> st
     return (
         f"<p>Measured by <code>benchmarks/speed.py</code> on {escape(str(first['device']))}, {first['threads']} threads, torch {escape(str(first['torch']))}, the sizes of GPT-2 small; not "
         "by this run. Variants take turns; a ratio is the median over turns of the dense one's time and theirs.</p>"
-        f'<figure><div tabindex="0">{svg(plot, "the speed of layers and models")}</div></figure>'
-        f'<details><summary>All {len(frame)} lines</summary><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div></details>'
+        f'<figure><div tabindex="0" role="region" aria-label="plot of speeds">{svg(plot, "the speed of layers and models")}</div></figure>'
+        f"<details><summary>All {len(frame)} lines</summary>{region('all lines of the benchmark', head, lines)}</details>"
     )
 
 
-def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: list[dict], profile: str, speeds: str = "", beyond: dict | None = None, verdicts: str = "", below: dict[int, str] | None = None) -> str:
+def index_page(tables: dict, plots: dict, claims: pandas.DataFrame, records: list[dict], profile: str, speeds: str = "", beyond: dict | None = None, verdicts: str = "",
+               below: dict[int, str] | None = None) -> str:  # fmt: skip
     """One page with the trends, all seven tables and their plots, what goes beyond them {name: (table, plot, claims)}, and the benchmark's section; numbers link to records.html."""
     links = {record["path"]: f"records.html#{anchor(record)}" for record in records}
     body = (
@@ -301,7 +313,7 @@ def _groups(records: list[dict], profile: str) -> str:
             lines += f'<tr><th scope="row">{escape(key)}</th>' + "".join(f"<td{span}>{value if key == 'log' else escape(value)}</td>" for value in values) + "</tr>"
         marked = "".join(f'<span id="{escape(mark)}"></span>' for mark in marks)
         title = escape(" · ".join(name.split("-"))).replace("_", " ")
-        parts.append(f'{marked}<h3 id="{escape(name)}">{title}</h3><div class="scroll record" tabindex="0" role="region" aria-label="{title}"><table><tbody>{lines}</tbody></table></div>')
+        parts.append(f'{marked}<h3 id="{escape(name)}">{title}</h3>{region(" · ".join(name.split("-")).replace("_", " "), "", lines, outside="record")}')
     return "\n".join(parts)
 
 

@@ -40,7 +40,8 @@ def test_quiet_self_contained_and_narrow(browser, site, name):
     page, complaints, asked = opened(browser, (site / "mini" / f"{name}.html").resolve(), width=360)
     assert not complaints and not asked
     wide = page.evaluate("document.documentElement.scrollWidth")
-    assert wide <= 360, [page.evaluate("[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 361 && !e.closest('.scroll, nav, figure, pre')).map(e => e.outerHTML.slice(0, 120)).slice(0, 5)")]
+    outside = "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 361 && !e.closest('.scroll, nav, figure, pre'))"
+    assert wide <= 360, page.evaluate(f"{outside}.map(e => e.outerHTML.slice(0, 120)).slice(0, 5)")
     page.context.close()
 
 
@@ -76,7 +77,8 @@ def test_verdicts_are_told_without_colour(browser, site):
         signs.setdefault(word, set()).add(sign)
         assert text.endswith(word)
     assert len(shown) > 80 and all(len(kinds) == 1 for kinds in signs.values())
-    assert len({frozenset(signs.get(word, "")) for word in ("reproduced", "not reproduced", "undecided", "not testable here") if word in signs}) == len({"reproduced", "not reproduced", "undecided", "not testable here"} & set(signs))
+    known = [word for word in ("reproduced", "not reproduced", "undecided", "not testable here") if word in signs]
+    assert len({next(iter(signs[word])) for word in known}) == len(known) >= 3
     page.context.close()
 
 

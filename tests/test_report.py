@@ -279,7 +279,7 @@ def test_every_link_of_a_page_has_its_place(tmp_path):
         report.write_table(number, records, "mini", folder)
     report.write_front(tmp_path)
     places = {page: set(re.findall(r'id="([^"]+)"', page.read_text(encoding="utf-8"))) for page in tmp_path.rglob("*.html")}
-    assert len(places) == 13
+    assert len(places) == 14
     for page in places:
         for target in re.findall(r'<a [^>]*?href="?([^"> ]+)', page.read_text(encoding="utf-8")):
             name, _, place = target.partition("#")
