@@ -4,7 +4,7 @@
 
 usual             Hugging Face's eager attention with output_attentions=True, F.kl_div on the maps, logits of the student in one piece
 usual, fused GELU the same with PyTorch's fused tanh-GELU for GPT-2's gelu_new (the same function), which ours takes, too
-ours              SDPA, kn.attention_kl on queries and keys, the cross-entropy without all logits
+ours              SDPA (on a CPU above 256 tokens), kn.attention_kl on queries and keys, the cross-entropy without all logits
 plain             an LM step of the student and a forward pass of the teacher: what cannot be saved
 Losses and gradients of the three are compared before anything is timed. Ways take turns; a ratio is the median over turns of
 the usual way's time and theirs. Peak memory is that of a fresh process above its weights, gradients included.
@@ -28,6 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, __version__
 from kn import capture, compress
 from kn.distill import ilkd_against
 from kn.store import device_name
+from kn.train import SHORT
 
 WAYS = ("usual", "usual, fused GELU", "ours", "plain")
 ALPHAS = (0.5, 0.5, 0.5, 0.1)
@@ -46,7 +47,7 @@ def build(way: str, length: int, layers: int, device: str):
             parameter.add_(0.02 * torch.randn_like(parameter))
     student = compress(teacher)
     for model in (teacher, student):
-        model.set_attn_implementation("eager" if way.startswith("usual") else "sdpa")
+        model.set_attn_implementation("eager" if way.startswith("usual") or (device == "cpu" and length <= SHORT) else "sdpa")  # as stages choose it
         model.config.use_cache = False
     teacher.eval().requires_grad_(False)
     if device == "cuda" and way in ("ours", "plain"):

@@ -214,7 +214,7 @@ def write_index(records: list[dict], profile: str, folder: str | os.PathLike, sw
     _write(folder / "how.html", pages.how_page(records, profile, run or {}))
     log = Path(__file__).parent.parent / "LOG.md"
     _write(folder / "failed.html", pages.failed_page(log.read_text(encoding="utf-8") if log.exists() else "", records, profile))
-    below = {number: site.averages_section(frame) for number, frame in means.items() if frame is not None}
+    below = {number: site.averages_section(frame, 3) for number, frame in means.items() if frame is not None}
     measured = [pandas.read_csv(file) for file in sorted(BENCHMARKS.glob("speed-*.csv"))]
     speeds = "".join(site.speed_section(frame, plots.speed(frame)) for frame in measured)
     return _write(folder / "index.html", site.index_page(tables, pictures, claims, records, profile, speeds, beyond, pages.grid({profile: ledger}, "claims.html"), below))

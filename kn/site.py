@@ -174,8 +174,8 @@ def region(name: str, head: str, rows: str, kind: str = "", outside: str = "") -
     )
 
 
-def averages_section(frame: pandas.DataFrame) -> str:
-    """The averages of Table 5 or 6 with both intervals (kn.averages)."""
+def averages_section(frame: pandas.DataFrame, level: int = 2) -> str:
+    """The averages of Table 5 or 6 with both intervals (kn.averages), below a heading of this level."""
     if frame.empty:
         return ""
 
@@ -190,7 +190,7 @@ def averages_section(frame: pandas.DataFrame) -> str:
     head = "".join(f'<th scope="col">{word}</th>' for word in ("average, points", "ours", "95 % over seeds", "95 % over tasks and seeds", "seeds", "tasks"))
     number = frame["table"].iloc[0]
     return (
-        "<h3>Averages and differences</h3><p>Over the informative tasks, differences paired by task and seed. The interval over seeds is about these tasks; the one over tasks and seeds "
+        f"<h{level}>Averages and differences</h{level}><p>Over the informative tasks, differences paired by task and seed. The interval over seeds is about these tasks; the one over tasks and seeds "
         "takes the tasks for drawn too (two-way random effects, Student’s t): what would hold for other tasks of the kind. "
         + f'<span class=soft><a href="table{number}_averages.csv">CSV</a></span></p>'
         + region(f"averages of table {number}", head, rows, "named")
@@ -206,6 +206,7 @@ MENU = [
 def page(title: str, body: str, profile: str, records: list[dict], here: str = "", menu: list[tuple[str, str]] | None = None) -> str:
     """A whole page with its style sheet, cautions and menu; `here` is the menu's entry that it is."""
     banner = "".join(f'<div class="banner">{escape(line)}</div>' for line in cautions(records, profile)) if profile else ""
+    banner = f"<header>{banner}</header>" if banner else ""
     links = "".join(f'<a href="{escape(target)}"{" aria-current=page" if target == here else ""}>{escape(name)}</a>' for target, name in (MENU if menu is None else menu))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
