@@ -20,10 +20,10 @@ def naive(q_s, k_s, q_t, k_t, scale_s, scale_t, mask, direction):
                 if mask is not None and not mask[i, query]:
                     continue
                 keys = [key for key in range(query + 1) if mask is None or mask[i, key]]
-                s = torch.stack([scale_s * q_s[i, j, query] @ k_s[i, j, key] for key in keys]).softmax(0)
-                r = torch.stack([scale_t * q_t[i, j, query] @ k_t[i, j, key] for key in keys]).softmax(0)
+                s = torch.stack([scale_s * q_s[i, j, query] @ k_s[i, j, key] for key in keys]).log_softmax(0)
+                r = torch.stack([scale_t * q_t[i, j, query] @ k_t[i, j, key] for key in keys]).log_softmax(0)
                 first, second = (s, r) if direction == "student_teacher" else (r, s)
-                rows[i][j][query] = (first * (first.log() - second.log())).sum()
+                rows[i][j][query] = (first.exp() * (first - second)).sum()
     return torch.stack([torch.stack([torch.stack(line) for line in head]) for head in rows])
 
 
