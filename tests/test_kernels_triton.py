@@ -179,7 +179,8 @@ def test_only_where_asked(kernels):
 @pytest.mark.skipif(INTERPRETED or not HAS_TRITON, reason="is what starts the interpreter")
 def test_in_the_interpreter():
     """All of the above, on a CPU."""
-    variables = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join([str(Path(attention.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    path = os.pathsep.join([str(Path(attention.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    variables = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     command = [sys.executable, "-m", "pytest", "--tb=short", __file__]
     result = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=Path(__file__).parent, timeout=300)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
