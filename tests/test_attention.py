@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import largest_tensor
 
 import kn
 from kn import attention as module
@@ -126,24 +127,12 @@ def test_messages(change, message):
 
 def test_no_map_ever_stands_in_memory():
     """The largest tensor that is made: a block of scores, or q's size; not length × length."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(tensor, torch.Tensor):
-                    self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
-            return out
-
     largest = {}
     for length in (1024, 4096):
         given = [x.detach().float().requires_grad_(x.requires_grad) for x in inputs(1, 2, length, 8, 8)]
-        with Largest() as seen:
+        with largest_tensor() as seen:
             attention_kl(*given).backward()
-        largest[length] = seen.elements
+        largest[length] = seen[0]
     assert largest[1024] <= module.SCORES and largest[4096] <= module.SCORES < 2 * 4096**2 / 16
 
 
