@@ -181,7 +181,7 @@ def test_in_the_interpreter():
     """All of the above, on a CPU."""
     path = os.pathsep.join([str(Path(attention.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     variables = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
-    command = [sys.executable, "-m", "pytest", "--tb=short", __file__]
+    command = [sys.executable, "-m", "pytest", "-x", "--tb=short", __file__]
     result = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=Path(__file__).parent, timeout=300)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
     assert int(re.search(r"(\d+) passed", result.stdout)[1]) >= 25, result.stdout[-500:]
