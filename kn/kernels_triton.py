@@ -63,11 +63,11 @@ def _scores(q, k, scale):
 
 @triton.jit
 def _allowed(i, j, valid, batch, length, MASK: tl.constexpr):
-    """Which keys j (B,) the queries i (B,) see, (B, B): none later, none padded but a padded query itself, so that every softmax is defined."""
+    """Which keys j (B,) the queries i (B,) see, (B, B): none later, none padded. A query without any gives finite numbers, and as a padded one it counts for nothing."""
     allowed = j[None, :] <= i[:, None]
     if MASK:
         real = tl.load(valid + batch * length + j, mask=j < length, other=0) != 0
-        allowed = allowed & (real[None, :] | (j[None, :] == i[:, None]))
+        allowed = allowed & real[None, :]
     return allowed
 
 

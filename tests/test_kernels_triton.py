@@ -112,13 +112,14 @@ def test_lengths_blocks_and_types(kernels, monkeypatch, length, block, dtype, di
 @on_a_device
 @pytest.mark.parametrize("sizes", [(16, 128), (64, 32)], ids=str)
 def test_head_sizes_and_half_precision_with_small_weights(kernels, sizes):
-    """float16 with gradients near 1e-7 a row: a slope times its weight would underflow there."""
+    """float16, where a slope times a weight of 2^-22 is 0 but the gradient of k, multiplied by a large q, is not."""
     given = inputs(1, 2, 7, *sizes, dtype=torch.float16)
     compare(given, None, "student_teacher", scales=(0.2, 0.1))
-    placed = [x.detach().to(DEVICE).requires_grad_(x.requires_grad) for x in given]
-    rows = attention.attention_kl(*placed, reduction="none")
-    one, small = (torch.autograd.grad(rows.sum() * weight, placed[1], retain_graph=True)[0].float() for weight in (1, 2**-10))
-    assert (small * 2**10 - one).norm() <= 2**-6 * one.norm()  # what is left of float16's digits near its smallest numbers
+    q_s, k_s, q_t, k_t = (x.detach().to(DEVICE) for x in given)
+    k_s = (k_s / 256).requires_grad_()
+    rows = attention.attention_kl(256 * q_s, k_s, q_t, k_t, reduction="none")
+    one, small = (torch.autograd.grad(rows.sum() * weight, k_s, retain_graph=True)[0].float() for weight in (2**-6, 2**-22))
+    assert (small * 2**16 - one).norm() <= 2**-6 * one.norm()  # what is left of float16's digits near its smallest numbers
 
 
 @on_a_device
