@@ -168,10 +168,10 @@ class _RowsKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q_s, k_s, q_t, k_t, scales, valid, direction):
         inputs = [x if x.stride(-1) == 1 else x.contiguous() for x in (q_s, k_s, q_t, k_t)]
-        batch, heads, length, size = q_s.shape
+        batch, heads, length, _ = q_s.shape
         block = block_of(q_s, q_t)
         flags = None if valid is None else valid.to(torch.uint8).contiguous()
-        rows, mean, lse_a, lse_b = torch.empty(4, batch, heads, length, dtype=torch.float32, device=q_s.device)
+        rows, mean, lse_a, lse_b = (torch.empty(q_s.shape[:3], dtype=torch.float32, device=q_s.device) for _ in range(4))
         scales = [float(x) for x in scales]
         first = direction == "student_teacher"
         a, b = (slice(0, 2), slice(2, 4)) if first else (slice(2, 4), slice(0, 2))  # the kernel's order is the direction's
