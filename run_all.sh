@@ -26,7 +26,7 @@ else
   "$python" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || fail "KN_PYTHON=$python is $("$python" --version 2>&1): Python 3.11 or newer is needed"
   "$python" - <<'PY' || fail "KN_PYTHON=$python lacks packages: $python -m pip install -r requirements.txt"
 import importlib.metadata as m, sys
-wanted = [line.strip().split("==") for line in open("requirements.txt") if "==" in line]
+wanted = [line.split(";")[0].strip().split("==") for line in open("requirements.txt") if "==" in line]  # a marker after ";" says where a pin holds
 other, missing = [], []
 for name, version in wanted:
     try:

@@ -4,10 +4,14 @@
     KL(T ‖ S) of a query = E_{p_T}[s_T − s_S] − lse_T + lse_S,  its gradient by s_S is p_S − p_T
 
 Scores stand in memory for a block of queries at a time; where the weights of the queries are known beforehand (every mean or
-sum) the gradients are made in the same pass, else in a second one.
+sum) the gradients are made in the same pass, else in a second one. On an NVIDIA GPU with Triton, kernels_triton.py takes the same
+steps in kernels of its own.
 """
 
 from __future__ import annotations
+
+import functools
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -44,9 +48,33 @@ def attention_kl(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: fl
     if reduction != "none":
         weights = q_s.new_ones(batch, length, dtype=_wide(q_s)) if valid is None else valid.to(_wide(q_s))
         weights = weights / (weights.sum().clamp(min=1) * heads) if reduction == "mean" else weights  # no valid query at all: 0
+    inputs = (q_s, k_s, q_t.detach(), k_t.detach())
+    kernels = gpu_form(*inputs)
+    if kernels is not None:
+        rows = kernels.rows_kl(*inputs, scales, valid, direction)
+        return rows if weights is None else (rows * weights[:, None]).sum()
     with torch.autocast(q_s.device.type, enabled=False):
-        rows = _AttentionKL.apply(q_s, k_s, q_t.detach(), k_t.detach(), scales, valid, direction, weights)
+        rows = _AttentionKL.apply(*inputs, scales, valid, direction, weights)
     return rows if weights is None else rows.sum()
+
+
+def gpu_form(*inputs: Tensor) -> ModuleType | None:
+    """kn.kernels_triton where it can take q_s, k_s, q_t and k_t: on one NVIDIA GPU (Ampere or newer), Triton installed, and what the kernels `fits`; else None."""
+    device = inputs[0].device
+    if device.type != "cuda" or any(x.device != device for x in inputs) or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    kernels = _kernels()
+    return kernels if kernels is not None and kernels.fits(*inputs) else None
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """kn.kernels_triton, or None where Triton is not installed: kn needs it only on a GPU, and there only for speed."""
+    try:
+        from . import kernels_triton
+    except ImportError:
+        return None
+    return kernels_triton
 
 
 def _wide(x: Tensor) -> torch.dtype:

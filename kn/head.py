@@ -24,7 +24,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of each next token (labels (b, t), −100 is left out) from the last hidden states (b, t, d) and the head's weight (v, d); float32 (float64 stays)."""
     target = labels[:, 1:].flatten()
     known = target != IGNORED
-    share = known / known.sum()  # as PyTorch: not a number where nothing is left
+    share = known.to(_wide(weight)) / known.sum()  # as PyTorch: not a number where nothing is left
 
     def rows(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         log_p = F.log_softmax(logits, -1)
@@ -39,7 +39,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 def logit_kd(hidden: Tensor, weight: Tensor, guide: Tensor, guide_weight: Tensor, mask: Tensor | None = None, temperature: float = 2.0) -> Tensor:
     """T²·KL(teacher ‖ student), mean over positions (those where mask (b, t) is 1), from both models' last hidden states (b, t, d) and heads (v, d); no gradient to the teacher."""
-    valid = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden.device).float()
+    valid = (torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask).to(hidden.device, _wide(weight))
     share, guide = (valid / valid.sum()).flatten(), guide.detach().flatten(0, 1)
 
     def rows(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
@@ -62,8 +62,11 @@ def _over_rows(hidden: Tensor, weight: Tensor, rows: Callable[[Tensor, slice], t
 
 def _product(hidden: Tensor, weight: Tensor) -> Tensor:
     """Logits, in float32 at least."""
-    logits = hidden.to(weight.dtype) @ weight.T
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return (hidden.to(weight.dtype) @ weight.T).to(_wide(weight))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 class _OverRows(torch.autograd.Function):
@@ -75,7 +78,7 @@ class _OverRows(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_hidden = torch.empty_like(hidden)
         if ctx.needs_input_grad[1]:
-            to_weight = torch.zeros_like(weight, dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
+            to_weight = torch.zeros_like(weight, dtype=_wide(weight))
         for start in range(0, len(hidden), ROWS):
             part = slice(start, start + ROWS)
             value, slope = rows(_product(hidden[part], weight), part)

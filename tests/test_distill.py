@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_gpt2
+from conftest import largest_tensor, tiny_gpt2
 from transformers import TrainingArguments
 
 from kn import DistillTrainer, KroneckerSpec, capture, compress, distill, ilkd_loss, vanilla_kd_loss
@@ -178,28 +178,16 @@ def test_small_logits_are_made_as_before():
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_no_map_and_no_logits_in_a_step(few_logits, attention):
     """Every tensor of an ILKD step, forward and backward: with SDPA the largest grows with the length, not with its square; with eager it does (so the test can fail)."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(tensor, torch.Tensor):
-                    self.elements = max(self.elements, tensor.untyped_storage().nbytes() // max(1, tensor.element_size()))
-            return out
-
     found = []
     for length in (512, 1024, 2048):
         teacher = tiny_gpt2(n_positions=2048, vocab_size=3000, attn_implementation=attention)
         student = compress(teacher)
         ids = torch.randint(0, 3000, (1, length), generator=torch.Generator().manual_seed(0))
-        with Largest() as seen:
+        with largest_tensor() as seen:
             with torch.no_grad():
                 t = capture(teacher, head=False, input_ids=ids)
             ilkd_loss(capture(student, logits=False, input_ids=ids, labels=ids), t, (0.5, 0.5, 0.5, 0.1))[0].backward()
-        found.append(seen.elements)
+        found.append(seen[0])
     maps = 2 * 2048**2  # 2 heads
     if attention == "sdpa":
         assert found[2] <= 4.2 * found[0] and found[2] < maps / 4, found

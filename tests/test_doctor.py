@@ -27,6 +27,10 @@ def test_missing_and_other_packages(tmp_path):
     path.write_text("torch==2.13.0\nno-such-package==1.0\n")
     kind, text = doctor.pins(path)
     assert kind == "error" and "1 pinned packages are missing (no-such-package)" in text and "pip install -r requirements.txt" in text
+    path.write_text('no-such-package==1.0; sys_platform == "plan9"\n')
+    assert doctor.pins(path)[0] == "ok"  # a marker says where a pin holds
+    path.write_text('no-such-package==1.0; python_version >= "3.11"\n')
+    assert doctor.pins(path) == ("error", doctor.pins(path)[1]) and "(no-such-package)" in doctor.pins(path)[1]
     path.write_text("pytest==0.1\n")
     kind, text = doctor.pins(path)
     assert kind == "warning" and "1 packages differ from the pins" in text and "(pinned 0.1)" in text
