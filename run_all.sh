@@ -16,7 +16,7 @@ if [ -z "${KN_PYTHON:-}" ]; then
     done
     [ -n "$base" ] || fail "Python 3.11, 3.12 or 3.13 is needed, found $(python3 --version 2>&1 || echo none): install one, or name an environment with KN_PYTHON=/path/to/python"
     [ -w . ] || fail "the folder $(pwd) cannot be written: clone into one that can"
-    echo "setting up .venv with $("$base" --version) (once; the pins take about 2 GB)"
+    echo "setting up .venv with $("$base" --version) (once; the pins take about 3 GB)"
     "$base" -m venv .venv || fail "the virtual environment could not be made: install Python's venv module (Debian: apt-get install python3-venv)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || fail "the pins could not be installed: see pip's message above; run ./run_all.sh again to go on"
     printf '%s\n' "$pins" > "$stamp"
