@@ -1,4 +1,4 @@
-"""What goes beyond the paper, run whole in the seconds-long profile: stages, notebooks against their committed outputs, pages."""
+"""What goes beyond the paper, and the ledger of claims, run whole in the seconds-long profile: stages, notebooks against their committed outputs, pages."""
 
 import json
 import os
@@ -12,17 +12,17 @@ import torch
 from conftest import ROOT, known_speed
 from transformers import GPT2LMHeadModel
 
-from kn import kinds, profiles, stages
+from kn import kinds, profiles, readings, stages
 from kn.store import Store
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Store and reports of `--profile test --only beyond`."""
+    """Store and reports of `--profile test --only beyond,claims`: with the ledger come all seven tables and every switched reading."""
     folder = tmp_path_factory.mktemp("beyond")
     known_speed(folder, profiles.TEST)
     variables = {**os.environ, "KN_HOME": str(folder / "store"), "KN_REPORTS": str(folder / "reports"), "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-m", "kn", "--profile", "test", "--only", "beyond"], cwd=ROOT, env=variables, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "kn", "--profile", "test", "--only", "beyond,claims"], cwd=ROOT, env=variables, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     return folder
 
@@ -40,7 +40,19 @@ def test_pages_tables_and_index(home):
         assert f'id="{name}"' in (folder / "index.html").read_text()
 
 
-@pytest.mark.parametrize("name", kinds.BEYOND)
+def test_the_ledger_its_readings_and_the_pages_around_it(home):
+    folder = home / "reports" / "test"
+    ledger, effects = (pandas.read_csv(folder / f"{name}.csv", keep_default_na=False) for name in ("claims", "readings"))
+    assert set(ledger.loc[ledger["judge"] == "algebra", "ours"]) == {"reproduced", "not reproduced"} and "not run" not in set(ledger["ours"])
+    assert set(effects["reading"]) == set(readings.SWITCHES) and set(effects["n"]) == {1} and set(effects["turned"]) == {"no"}  # one seed decides nothing
+    for page in ("claims", "how", "failed", "index"):
+        assert (folder / f"{page}.html").stat().st_size > 5000, page
+    front = (folder.parent / "index.html").read_text()
+    assert "test/claims.html#perplexity" in front and "1 seed" in front and (folder.parent / "api.html").is_file()
+    assert "--profile test --only claims" in (folder / "records.html").read_text()  # the command of a switched reading's stage
+
+
+@pytest.mark.parametrize("name", (*kinds.BEYOND, kinds.LEDGER))
 def test_notebook_against_its_committed_outputs(home, tmp_path, name):
     """nbval on the notebook with the test profile for mini: what it prints (rows, sizes, claims) does not depend on how long was trained."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -79,7 +91,7 @@ def test_what_is_not_restricted_to_tables():
     made, wanted = stages.plan(profiles.TEST, kinds.BEYOND, 2, tasks=("rte",))
     assert {item["task"] for item in wanted if item.kind == "finetune_glue"} == {"rte"}
     assert {item.kind for item in made} == {"corpus", "pretrained", "decompose", "aligned", "heal", "pretrain", "twins", "finetune_glue", "compressed"}
-    with pytest.raises(ValueError, match="^table 8 does not exist: allowed are 1 to 7, beyond_alignment and beyond_compression$"):
+    with pytest.raises(ValueError, match="^table 8 does not exist: allowed are 1 to 7, beyond_alignment, beyond_compression and claims$"):
         stages.plan(profiles.TEST, [8])
 
 

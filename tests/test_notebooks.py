@@ -10,7 +10,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 BEYOND = ["beyond_alignment", "beyond_compression"]
-NAMES = ["00_start_here", *(f"table{number}" for number in range(1, 8)), *BEYOND]
+NAMES = ["00_start_here", *(f"table{number}" for number in range(1, 8)), *BEYOND, "claims"]
 
 
 def read(name):

@@ -15,6 +15,8 @@ REPORTS, README, EXPECTED = ROOT / "reports" / "mini", ROOT / "README.md", Path(
 BEGIN, END = "<!-- results: written by tests/expected/make.py -->\n", "<!-- end of results -->\n"
 SPEED, SPEED_BEGIN, SPEED_END = ROOT / "benchmarks" / "speed-cpu.csv", "<!-- speeds: written by tests/expected/make.py -->\n", "<!-- end of speeds -->\n"
 BEYOND_BEGIN, BEYOND_END = "<!-- beyond: written by tests/expected/make.py -->\n", "<!-- end of beyond -->\n"
+CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: written by tests/expected/make.py -->\n", "<!-- end of claims -->\n"
+STEPS, STEPS_BEGIN, STEPS_END = ROOT / "benchmarks" / "distill-cpu.csv", "<!-- steps: written by tests/expected/make.py -->\n", "<!-- end of steps -->\n"
 GLUE = ["CoLA", "RTE", "MRPC", "SST-2", "MNLI", "QNLI", "QQP", "Average"]
 MODELS = ["GPT-2 Small", "DistilGPT2", "KnGPT2"]
 ROWS = ["GPT-2 Small", "DistilGPT2", "DistilGPT2 + KD", "KnGPT2", "KnGPT2 + ILKD"]
@@ -161,10 +163,61 @@ def beyond(folder: Path = REPORTS) -> str:
     return "\n".join([*lines, "", f"Of beyond_compression's {len(others)} claims {len(others) - len(unheld)} held; the other {len(unheld)} stand above."]) + "\n"
 
 
+def span(line) -> str:
+    """Value, 95 % interval and seeds of a claim, with its unit."""
+    if not line.value:
+        return "–"
+    text = f"{number(line.value)} {line.unit}".strip()
+    if line.low and not line.unit.startswith("of "):
+        text += f", {number(line.low)} to {number(line.high)}"
+    return text + (f" ({line.n})" if line.n != "0" else "")
+
+
+def claims(folder: Path = REPORTS) -> str:
+    """The README's part of the ledger: how often each verdict was given, every claim that does not hold or is not reproduced, and the readings that move a number."""
+    ledger, effects = (pandas.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False) for name in ("claims", "readings"))
+
+    def counts(words) -> str:
+        return ", ".join(f"{count} {word}" for word, count in words.value_counts().items())
+
+    lines = [f"{len(ledger)} claims. By the paper's own printed numbers: {counts(ledger['paper'])}. By ours: {counts(ledger['ours'])}. Those that do not simply hold:", ""]
+    lines += ["| claim | printed numbers | ours | value, 95 % interval (seeds) |", "| --- | --- | --- | --- |"]
+    good = {"holds", "reproduced", "not printed", "not testable here"}
+    for line in ledger[~(ledger["paper"].isin(good) & ledger["ours"].isin(good))].itertuples():
+        lines.append(f"| {line.claim} (§ {line.section}) | {line.paper} | {line.ours} | {span(line)} |".replace("§ Abstract", "abstract"))
+    moved = effects[effects["moved"] == "yes"]
+    lines += ["", f"Readings switched one at a time: {len(effects)} effects on {effects['quantity'].nunique()} quantities, of which {len(moved)} are told from 0:", ""]
+    lines += ["| reading | quantity | default → switched | effect, 95 % interval (seeds) | verdict |", "| --- | --- | --- | --- | --- |"]
+    for line in moved.to_dict("records"):
+        verdict = f"{line['verdict by default']} → {line['verdict switched']}" if line["turned"] == "yes" else line["verdict switched"]
+        values = [number(line[key]) for key in ("default", "switched", "effect", "low", "high", "n")]
+        lines.append(f"| {line['reading']} (`{line['switch']}`) | {line['quantity']} | {values[0]} → {values[1]} | {values[2]}, {values[3]} to {values[4]} ({line['n']}) | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def steps(file: Path = STEPS) -> str:
+    """The README's table of the ILKD step, by length."""
+    frame = pandas.read_csv(file, dtype=str, keep_default_na=False)
+    first = frame.iloc[0]
+    ways = list(dict.fromkeys(frame["way"]))
+    lines = [f"{first.device}, {first.threads} threads, float32, torch {first.torch}; medians of {first.n} turns; in brackets times the usual way's tokens a second.", ""]
+    lines += ["| tokens (layers) | " + " | ".join(f"{way}, tokens/s" for way in ways) + " | " + " | ".join(f"{way}, MB" for way in ways) + " |", "| --- |" + " --- |" * 2 * len(ways)]
+    for length in dict.fromkeys(frame["length"]):
+        of = frame[frame["length"] == length].set_index("way")
+        speed = " | ".join(f"{float(of.tokens_per_second[way]):.0f} ({float(of.ratio[way]):.2f})" for way in ways)
+        lines.append(f"| {int(length):,} ({of.layers.iloc[0]}) | {speed} | " + " | ".join(f"{float(of.peak_mb[way]):,.0f}" for way in ways) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def blocks() -> list[tuple[str, str, str]]:
+    """(its beginning, its text, its end) of every part of the README that is written here."""
+    return [(BEGIN, block(), END), (CLAIMS_BEGIN, claims(), CLAIMS_END), (BEYOND_BEGIN, beyond(), BEYOND_END), (SPEED_BEGIN, speeds(), SPEED_END), (STEPS_BEGIN, steps(), STEPS_END)]
+
+
 def main() -> None:
     """Write them all."""
     text = README.read_text()
-    for begin, made, end in ((BEGIN, block(), END), (BEYOND_BEGIN, beyond(), BEYOND_END), (SPEED_BEGIN, speeds(), SPEED_END)):
+    for begin, made, end in blocks():
         head, rest = text.split(begin)
         text = head + begin + made + end + rest.split(end)[1]
     README.write_text(text)
