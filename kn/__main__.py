@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,9 +20,9 @@ def table_list(text: str) -> list[int | str]:
     for part in (part.strip() for part in text.split(",")):
         if part in ("beyond", kinds.LEDGER, *kinds.BEYOND):
             found.update(kinds.BEYOND if part == "beyond" else [part])
-        elif part.lstrip("-").isdigit() and int(part) not in kinds.TABLES:
+        elif part.removeprefix("-").isdecimal() and part not in map(str, kinds.TABLES):
             raise argparse.ArgumentTypeError(f"table {part} does not exist: allowed are 1 to 7, beyond, claims")
-        elif not part.isdigit():
+        elif not part.isdecimal():
             raise argparse.ArgumentTypeError(f"{text!r} is not a list of table numbers: allowed are 1 to 7, beyond and claims, as in --only 4,5,beyond")
         else:
             found.add(int(part))
@@ -29,10 +30,16 @@ def table_list(text: str) -> list[int | str]:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    """A whole number from 1 to 999: of seeds or processes nobody wants more."""
+    if not re.fullmatch(r"0*[1-9]\d{0,2}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 1 and at most 999")
     return int(text)
+
+
+def from_here(item: str) -> str:
+    """A `--set` whose file is named from the folder the command was given in: notebooks run in another."""
+    key, _, value = item.partition("=")
+    return f"text.file={Path(value.strip()).absolute()}" if key.strip() == "text.file" and value.strip() else item
 
 
 def timed(profile: profiles.Profile, store: Store) -> dict:
@@ -74,10 +81,19 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 a stage or notebook failed, 2 something is wrong with what was asked for."""
     options = parser().parse_args(arguments)
+    for name in ("KN_HOME", "KN_REPORTS", "KN_MIRROR"):  # workers and notebooks run in other folders
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).absolute())
+    options.set = [from_here(item) for item in options.set]
     try:
+        for option, command in (("wheels", "mirror"), ("extra", "rebuild")):
+            if getattr(options, option) and options.command != command:
+                raise ValueError(f"--{option} goes with `{command}` only, not with `{options.command}`")
         if options.command == "rebuild":
             from .rebuild import rebuild
 
+            if options.extra and not options.extra.is_dir():
+                raise ValueError(f"--extra {options.extra} is no folder: give one that holds unpacked packages")
             return rebuild(Store().open(), options.extra)
         if options.command == "mirror":
             from . import mirror
@@ -132,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             status = 1
         return max(status, notebooks.run_all(profile.name, options.only, options.seeds, plan, store))
-    except (ValueError, StoreError, SourceError, cost.CostError) as error:
+    except (ValueError, StoreError, SourceError, cost.CostError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except launch.StageFailed as error:

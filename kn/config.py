@@ -107,7 +107,7 @@ class _KroneckerConfig:
     def __post_init__(self, **kwargs):
         self.tie_word_embeddings = self.spec.head == "tied"
         super().__post_init__(**kwargs)
-        import_module(f"kn.{self.models}")  # registers with AutoModel: whoever has a configuration may ask for its model
+        import_module(f"kn.{type(self).models}")  # registers with AutoModel: whoever has a configuration may ask for its model
 
     @property
     def spec(self) -> KroneckerSpec:

@@ -71,6 +71,10 @@ def work(text: str, home: str) -> bool:
     item = Stage.from_json(text)
     try:
         return Store(home).make(item, ranks.work if ranks.wanted(item) > 1 else WORK[item.kind])
+    except (MemoryError, RuntimeError) as error:
+        if "out of GPU memory" in str(error) or not (isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise MemoryError("out of memory: run again with --jobs 1, or with --set hardware.micro_batch=1 where one process is too much") from None
     finally:
         release()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import asdict
 from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
-from . import card
+from . import card, saved
 from .config import KroneckerSpec
 from .fold import fold, install_narrow
 from .kronecker import KroneckerEmbedding, KroneckerHead, KroneckerLinear
@@ -89,6 +90,16 @@ class KroneckerModel:
         if isinstance(old_lm_head, KroneckerHead):
             return KroneckerHead(self.base_model.get_submodule(self.table))  # the embedding has been resized
         return super()._get_resized_lm_head(old_lm_head, new_num_tokens, transposed, mean_resizing)
+
+    @classmethod
+    def from_pretrained(cls, folder, *args, **kwargs):
+        """As transformers' own, of a folder that saved.check finds plausible, and from safetensors alone unless `use_safetensors=False` is given."""
+        whole = isinstance(folder, str | os.PathLike) and os.path.isfile(os.path.join(folder, "config.json")) and not {"subfolder", "gguf_file", "state_dict", "variant"} & set(kwargs)
+        if not (whole and kwargs.setdefault("use_safetensors", True)):
+            return super().from_pretrained(folder, *args, **kwargs)
+        saved.check(folder)
+        with saved.in_one_line(folder):
+            return super().from_pretrained(folder, *args, **kwargs)
 
     def fold(self):
         """The same function for inference, exactly narrower in its compressed layers: see fold.py."""

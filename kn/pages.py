@@ -193,7 +193,7 @@ def front_page(reports: dict[str, tuple[pandas.DataFrame, dict]]) -> str:
     for name, (frame, run) in reports.items():
         where = run.get("environment", {}).get("device", "")
         cards += (
-            f'<li><a href="{escape(name)}/index.html"><b>{escape(name)}</b></a><span>{run.get("seeds", "?")} {"seed" if run.get("seeds") == 1 else "seeds"}, {escape(str(where))}</span>'
+            f'<li><a href="{escape(name)}/index.html"><b>{escape(name)}</b></a><span>{escape(str(run.get("seeds", "?")))} {"seed" if run.get("seeds") == 1 else "seeds"}, {escape(str(where))}</span>'
             f"<span>{counts(list(frame['ours']))}</span></li>"
         )
     body = (

@@ -1,11 +1,13 @@
 """Results on disk: a stage's key, its lock, its manifest and provenance.
 
 A result is the folder `<home>/<kind>/<slug>-<hash>/` with metrics.json, further files, and manifest.json, which is
-written last; then one atomic rename makes it real. What has no intact manifest is never read.
+written last; then one atomic rename makes it real. What has no intact manifest is never read, and no stage begins from
+an input one of whose bytes has changed.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +22,8 @@ from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what more room or another folder mends, wherever it was met
+REFUSED = (*FULL, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)  # and what another folder mends, if it was met in the store
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scikit-learn", "pandas")
 
 
@@ -140,6 +144,8 @@ class Store:
         folder = self.folder(stage)
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
+            if manifest.pop("digest", digest_of(manifest)) != digest_of(manifest):  # stores of before have none
+                return "the manifest has another content than it says"
             for name, (size, digest) in manifest["files"].items():
                 path = folder / name
                 if path.stat().st_size != size:
@@ -149,7 +155,7 @@ class Store:
             return None if manifest["hash"] == stage.hash else "the manifest belongs to another stage"
         except FileNotFoundError as error:
             return "not there" if not folder.exists() else f"{Path(error.filename).name} is missing"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return f"the manifest cannot be read ({type(error).__name__})"
 
     def scratch(self, stage: Stage) -> Path:
@@ -187,27 +193,32 @@ class Store:
         from filelock import FileLock
 
         final = self.folder(stage)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_name(final.name + ".lock")):
-            if self.damage(stage, deep=True) is None:
-                return False
-            temporary = final.with_name(f"{final.name}.tmp")  # the lock makes it ours: what lies there is a dead run's
-            for rubbish in (final, temporary):
-                shutil.rmtree(rubbish, ignore_errors=True)
-            temporary.mkdir()
-            try:
-                started, clock = time.time(), time.monotonic()
-                metrics = work(stage, temporary, self)
-                provenance = {"started": started, "wall_seconds": time.monotonic() - clock, "peak_bytes": peak_bytes(), "cost": stage.cost, **environment()}
-                self._finish(stage, temporary, metrics, provenance)
-                temporary.rename(final)
-                shutil.rmtree(self.scratch(stage), ignore_errors=True)
-            except OSError as error:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise StoreError(f"{stage.path} could not be written ({error.strerror or error}): free some space or choose another folder with KN_HOME=…") from error
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
+        temporary = final.with_name(f"{final.name}.tmp")
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(final.with_name(final.name + ".lock")):  # makes the temporary folder ours: what lies there is a dead run's
+                if self.damage(stage, deep=True) is None:
+                    return False
+                for need in stage.inputs:
+                    if wrong := self.damage(need, deep=True):
+                        raise StoreError(f"{stage.path} needs {need.path}: {wrong}; run ./run_all.sh to make it again")
+                for rubbish in (final, temporary):
+                    shutil.rmtree(rubbish, ignore_errors=True)
+                temporary.mkdir()
+                try:
+                    started, clock = time.time(), time.monotonic()
+                    metrics = work(stage, temporary, self)
+                    provenance = {"started": started, "wall_seconds": time.monotonic() - clock, "peak_bytes": peak_bytes(), "cost": stage.cost, **environment()}
+                    self._finish(stage, temporary, metrics, provenance)
+                    temporary.rename(final)
+                    shutil.rmtree(self.scratch(stage), ignore_errors=True)
+                except BaseException:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    raise
+        except Exception as error:
+            if reason := unwritable(error, self.home):
+                raise StoreError(f"{stage.path} could not be written ({reason}): free some space or choose another folder with KN_HOME=…") from error
+            raise
         return True
 
     @staticmethod
@@ -218,10 +229,26 @@ class Store:
         inputs = [i.path for i in stage.inputs]
         manifest = {"kind": stage.kind, "hash": stage.hash, "fields": dict(stage.fields), "settings": json.loads(stage.settings), "inputs": inputs, "files": files, "provenance": provenance}
         part = folder / "manifest.part"
-        part.write_text(json.dumps(manifest, indent=1))
+        manifest = json.loads(json.dumps(manifest))  # as it will be read back
+        part.write_text(json.dumps({**manifest, "digest": digest_of(manifest)}, indent=1))
         with part.open() as handle:
             os.fsync(handle.fileno())
         part.rename(folder / "manifest.json")
+
+
+def digest_of(manifest: dict) -> str:
+    """A manifest's own sha256, over everything but the digest itself: reports read its provenance."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def unwritable(error: BaseException, home: Path) -> str:
+    """Why a write failed where another folder or more room would mend it, else ""; libraries that write for us raise kinds of their own."""
+    if isinstance(error, OSError) and error.errno in (REFUSED if str(home) in str(error.filename) else FULL):
+        return error.strerror or str(error)
+    for number in FULL:
+        if not isinstance(error, StoreError) and os.strerror(number) in str(error):
+            return os.strerror(number)
+    return "a file of it was cut short" if "PytorchStreamWriter failed" in str(error) else ""
 
 
 def peak_bytes() -> int:
