@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from .store import file_sha256
+from .store import digest_of, file_sha256
 
 SEAL = "seal.json"
 
@@ -20,7 +20,8 @@ def seal(folder: Path, seconds: float) -> None:
     """Declare a checkpoint whole: size and sha256 of its files, and the seconds of training up to it."""
     files = {p.relative_to(folder).as_posix(): [p.stat().st_size, file_sha256(p)] for p in sorted(folder.rglob("*")) if p.is_file() and p.name != SEAL}
     part = folder.with_name(f"{folder.name}.part")
-    part.write_text(json.dumps({"seconds": seconds, "files": files}))
+    said = {"seconds": seconds, "files": files}
+    part.write_text(json.dumps({**said, "digest": digest_of(said)}))
     part.replace(folder / SEAL)
 
 
@@ -28,7 +29,7 @@ def seconds(folder: Path) -> float | None:
     """The seconds of training up to a checkpoint; None where it is not whole."""
     try:
         sealed = json.loads((folder / SEAL).read_text())
-        if all((folder / name).stat().st_size == size and file_sha256(folder / name) == digest for name, (size, digest) in sealed["files"].items()):
+        if sealed.pop("digest") == digest_of(sealed) and all((folder / name).stat().st_size == size and file_sha256(folder / name) == digest for name, (size, digest) in sealed["files"].items()):
             return float(sealed["seconds"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass

@@ -96,6 +96,8 @@ def counts(words: list[str]) -> str:
 
 def grid(ledgers: dict[str, pandas.DataFrame], link: str = "{profile}/claims.html") -> str:
     """Tables by rows, the paper's own numbers and every profile by columns; each chip is one claim and leads to it."""
+    if not ledgers:
+        return '<p class="soft">No profile has been run yet.</p>'
     first = next(iter(ledgers.values()))
     columns = {"the paper’s printed numbers": (first, "paper", next(iter(ledgers))), **{f"ours, {name}": (frame, "ours", name) for name, frame in ledgers.items()}}
     rows = []

@@ -223,7 +223,13 @@ class Store:
 
     @staticmethod
     def _finish(stage: Stage, folder: Path, metrics: dict, provenance: dict) -> None:
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
+        if not isinstance(metrics, dict):
+            raise TypeError(f"{stage.path} gave {type(metrics).__name__} for its metrics, a dictionary wanted")
+        try:
+            text = json.dumps(metrics, indent=1, allow_nan=False)
+        except ValueError as error:
+            raise ValueError(f"a metric is not a finite number ({error}): the training went wrong, lower its learning rate") from None
+        (folder / "metrics.json").write_text(text)
         paths = sorted(p for p in folder.rglob("*") if p.is_file())
         files = {p.relative_to(folder).as_posix(): (p.stat().st_size, file_sha256(p)) for p in paths}
         inputs = [i.path for i in stage.inputs]
