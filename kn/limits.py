@@ -19,8 +19,8 @@ WORDS = {  # by the last part of the key; of a tuple each entry
 RANGES = {  # least and greatest; sizes far beyond any machine are slips of the keyboard
     "batch_size": (1, 2**20), "batch": (1, 2**20), "max_length": (3, 2**17), "factor": (1, 2**16), "rank": (1, 2**16), "processes": (1, 1024), "vocabulary": (256, 2**24), "context": (2, 2**17),
     "width": (1, 2**16), "model.layers": (1, 1024), "heads": (1, 1024), "dropout": (0, 0.99), "warmup": (0, 1), "recipe.warmup": (0, 2**31 - 1), "epochs": (0, 1e6), "sample": (1e-9, 1),
-    "web_shares": (0, 1), "wiki_shares": (0, 1), "kd_weight": (0, 1), "temperature": (1e-6, 1e6), "calibration": (1, 2**31 - 1), "shares": (1e-6, 1000), "glue_shares": (0, 1000), "share": (1e-6, 1000),
-    "seeds": (1, 999),
+    "web_shares": (0, 1), "wiki_shares": (0, 1), "kd_weight": (0, 1), "temperature": (1e-6, 1e6), "calibration": (1, 2**31 - 1), "shares": (1e-6, 1000),
+    "glue_shares": (0, 1000), "share": (1e-6, 1000), "seeds": (1, 999),
 }  # fmt: skip
 WHOLE = (0, 2**31 - 1)  # any other whole number
 

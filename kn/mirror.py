@@ -82,7 +82,7 @@ def make(mirror: Path, items: dict[str, Item] = ITEMS, api=None, download=None) 
         except Exception as error:  # many kinds of network and hub errors
             raise SourceError(f"{item.repository} cannot be reached ({type(error).__name__}): is there a network, and is HF_HUB_OFFLINE unset?") from error
         for file in sizes:
-            inside(mirror, f"{name}/{file}")
+            inside(mirror, name, file)
         total, free = sum(sizes.values()), shutil.disk_usage(mirror).free
         if total * ROOM > free:
             raise SourceError(f"{name} needs {total / 1e9:.1f} GB, {mirror} has {free / 1e9:.1f} GB free: make room or choose another folder")

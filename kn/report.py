@@ -224,7 +224,7 @@ def _ledger(path: Path) -> pandas.DataFrame | None:
     try:
         frame = pandas.read_csv(path, dtype=str, keep_default_na=False).astype({"n": int})
         for name in numbers:
-            frame[name] = pandas.to_numeric(frame[name].replace("", "nan"))
+            frame[name] = [float(text or "nan") for text in frame[name]]
         if missing := {"id", "group", "claim", "paper", "ours"} - set(frame):
             raise KeyError(*sorted(missing)[:1])
     except (OSError, ValueError, KeyError, OverflowError) as error:

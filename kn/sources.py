@@ -66,33 +66,37 @@ def manifest(mirror: Path) -> dict:
         if path.stat().st_size > LARGEST:
             raise ValueError
         found = json.loads(path.read_text())
-        names = list(found["items"])
-        for entry in found["items"].values():
+        names = [(item,) for item in found["items"]]
+        for item, entry in found["items"].items():
             if not (isinstance(entry["commit"], str) and all(isinstance(size, int) and isinstance(digest, str) for size, digest in entry["files"].values())):
                 raise TypeError
-            names += entry["files"]
+            names += [(item, file) for file in entry["files"]]
     except FileNotFoundError:
         raise SourceError(f"{mirror} is no mirror (mirror.json is missing): make one with `python -m kn mirror {mirror}` where there is a network") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SourceError(f"{path} is damaged: {mend(mirror)}") from None
-    for name in names:
-        inside(mirror, name)
+    for parts in names:
+        inside(mirror, *parts)
     return found
 
 
-def inside(mirror: Path, name: str) -> Path:
-    """The path of a file of the mirror; SourceError for a name, or a link, that leads out of it."""
-    parts = PurePosixPath(name)
-    if not name or parts.is_absolute() or ".." in parts.parts or not name.isprintable() or not (mirror / name).resolve().is_relative_to(mirror.resolve()):
-        raise SourceError(f"{name!r} leads out of the mirror {mirror}: put the file itself there, or {mend(mirror)}")
-    return mirror / name
+def inside(mirror: Path, *names: str) -> Path:
+    """The path of a file, or of an item's folder, of the mirror; SourceError for a name, or a link, that leads out of it."""
+    for name in names:
+        parts = PurePosixPath(name)
+        if not name or parts.is_absolute() or ".." in parts.parts or not name.isprintable():
+            raise SourceError(f"{name!r} leads out of the mirror {mirror}: put the file itself there, or {mend(mirror)}")
+    path = mirror.joinpath(*names)
+    if not path.resolve().is_relative_to(mirror.resolve()):
+        raise SourceError(f"{path} leads out of the mirror {mirror} by a link: put the file itself there, or {mend(mirror)}")
+    return path
 
 
 def verify(mirror: Path, items: dict[str, dict]) -> None:
     """SourceError where a file of these items {name: {"files": {file: sha256}}} is missing or has another content."""
     for name, entry in items.items():
         for file, digest in entry["files"].items():
-            path = inside(mirror, f"{name}/{file}")
+            path = inside(mirror, name, file)
             if not path.is_file() or file_sha256(path) != digest:
                 raise SourceError(f"{path} is {'damaged (another content than mirror.json says)' if path.is_file() else 'missing'}: {mend(mirror)}")
 

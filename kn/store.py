@@ -54,8 +54,11 @@ class Stage:
 
     @property
     def path(self) -> str:
-        """Folder relative to the store."""
-        return f"{self.kind}/{self.slug}-{self.hash}"
+        """Folder relative to the store; ValueError where kind or fields would lead out of it."""
+        name = f"{self.slug}-{self.hash}"
+        if not self.kind.isidentifier() or name.startswith(".") or "/" in name or not name.isprintable() or len(name.encode()) > 200:
+            raise ValueError(f"stage {self.kind[:40]!r} with the fields {self.slug[:40]!r} has no name for a folder: letters, digits and punctuation other than / wanted")
+        return f"{self.kind}/{name}"
 
     def __getitem__(self, name: str):
         return dict(self.fields)[name]
@@ -122,7 +125,10 @@ class Store:
     """The results below one folder; safe for several processes."""
 
     def __init__(self, home: Path | str | None = None):
-        self.home = Path(home or os.environ.get("KN_HOME") or Path(__file__).parent.parent / "artifacts").absolute()
+        wanted = home or os.environ.get("KN_HOME") or Path(__file__).parent.parent / "artifacts"
+        if not isinstance(wanted, str | Path) or not str(wanted).isprintable():
+            raise StoreError(f"the store {wanted!r} cannot be a folder's name: choose another folder with KN_HOME=…")
+        self.home = Path(wanted).absolute()
 
     def open(self) -> Store:
         """Make the folder and see that it can be written; StoreError otherwise."""
