@@ -36,6 +36,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def plain(text: str) -> str:
+    """On one line, whatever a name or a value held: line breaks and what moves a terminal's cursor are spelt out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class Parser(argparse.ArgumentParser):
+    """With errors of one line."""
+
+    def error(self, message):
+        super().error(plain(message))
+
+
 def from_here(item: str) -> str:
     """A `--set` whose file is named from the folder the command was given in: notebooks run in another."""
     key, _, value = item.partition("=")
@@ -49,7 +61,7 @@ def timed(profile: profiles.Profile, store: Store) -> dict:
 
 def parser() -> argparse.ArgumentParser:
     """The options of ./run_all.sh."""
-    top = argparse.ArgumentParser(prog="./run_all.sh", description="Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression' and writes reports/<profile>/.")
+    top = Parser(prog="./run_all.sh", description="Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression' and writes reports/<profile>/.")
     commands = (
         "run (default); plan (same as --dry-run); doctor: find what would stop a run; mirror DIR: fetch the hub's models and data; "
         "corpus FILE: write the documentation corpus, for a machine without the packages; rebuild mini's pretrained models"
@@ -107,6 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "corpus":
             if options.folder is None:
                 raise ValueError("corpus needs a file: python -m kn corpus FILE")
+            if not str(options.folder).isprintable() or options.folder.is_dir() or not options.folder.parent.is_dir():
+                raise ValueError(f"corpus {str(options.folder)!r}: a file in a folder that exists wanted: python -m kn corpus FILE")
             text = profiles.load(options.profile, tuple(options.set)).text
             corpora.write(corpora.build({"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares}, jobs=executors.cores()), options.folder)
             return 0
@@ -149,13 +163,13 @@ def main(arguments: list[str] | None = None) -> int:
             status = 1
         return max(status, notebooks.run_all(profile.name, options.only, options.seeds, plan, store))
     except (ValueError, StoreError, SourceError, cost.CostError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return 2
     except launch.StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        where = error.filename or "a file"
+        where = plain(str(error.filename or "a file"))
         print(f"error: {where} could not be written or read ({error.strerror or error}): free some space, or choose other folders with KN_HOME=… and KN_REPORTS=…", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
