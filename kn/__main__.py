@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,9 +20,9 @@ def table_list(text: str) -> list[int | str]:
     for part in (part.strip() for part in text.split(",")):
         if part in ("beyond", kinds.LEDGER, *kinds.BEYOND):
             found.update(kinds.BEYOND if part == "beyond" else [part])
-        elif part.lstrip("-").isdigit() and int(part) not in kinds.TABLES:
+        elif part.removeprefix("-").isdecimal() and part not in map(str, kinds.TABLES):
             raise argparse.ArgumentTypeError(f"table {part} does not exist: allowed are 1 to 7, beyond, claims")
-        elif not part.isdigit():
+        elif not part.isdecimal():
             raise argparse.ArgumentTypeError(f"{text!r} is not a list of table numbers: allowed are 1 to 7, beyond and claims, as in --only 4,5,beyond")
         else:
             found.add(int(part))
@@ -29,10 +30,28 @@ def table_list(text: str) -> list[int | str]:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    """A whole number from 1 to 999: of seeds or processes nobody wants more."""
+    if not re.fullmatch(r"0*[1-9]\d{0,2}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 1 and at most 999")
     return int(text)
+
+
+def plain(text: str) -> str:
+    """On one line, whatever a name or a value held: line breaks and what moves a terminal's cursor are spelt out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class Parser(argparse.ArgumentParser):
+    """With errors of one line."""
+
+    def error(self, message):
+        super().error(plain(message))
+
+
+def from_here(item: str) -> str:
+    """A `--set` whose file is named from the folder the command was given in: notebooks run in another."""
+    key, _, value = item.partition("=")
+    return f"text.file={Path(value.strip()).absolute()}" if key.strip() == "text.file" and value.strip() else item
 
 
 def timed(profile: profiles.Profile, store: Store) -> dict:
@@ -42,7 +61,7 @@ def timed(profile: profiles.Profile, store: Store) -> dict:
 
 def parser() -> argparse.ArgumentParser:
     """The options of ./run_all.sh."""
-    top = argparse.ArgumentParser(prog="./run_all.sh", description="Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression' and writes reports/<profile>/.")
+    top = Parser(prog="./run_all.sh", description="Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression' and writes reports/<profile>/.")
     commands = (
         "run (default); plan (same as --dry-run); doctor: find what would stop a run; mirror DIR: fetch the hub's models and data; "
         "corpus FILE: write the documentation corpus, for a machine without the packages; rebuild mini's pretrained models"
@@ -74,10 +93,19 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 a stage or notebook failed, 2 something is wrong with what was asked for."""
     options = parser().parse_args(arguments)
+    for name in ("KN_HOME", "KN_REPORTS", "KN_MIRROR"):  # workers and notebooks run in other folders
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).absolute())
+    options.set = [from_here(item) for item in options.set]
     try:
+        for option, command in (("wheels", "mirror"), ("extra", "rebuild")):
+            if getattr(options, option) and options.command != command:
+                raise ValueError(f"--{option} goes with `{command}` only, not with `{options.command}`")
         if options.command == "rebuild":
             from .rebuild import rebuild
 
+            if options.extra and not options.extra.is_dir():
+                raise ValueError(f"--extra {options.extra} is no folder: give one that holds unpacked packages")
             return rebuild(Store().open(), options.extra)
         if options.command == "mirror":
             from . import mirror
@@ -91,6 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "corpus":
             if options.folder is None:
                 raise ValueError("corpus needs a file: python -m kn corpus FILE")
+            if not str(options.folder).isprintable() or options.folder.is_dir() or not options.folder.parent.is_dir():
+                raise ValueError(f"corpus {str(options.folder)!r}: a file in a folder that exists wanted: python -m kn corpus FILE")
             text = profiles.load(options.profile, tuple(options.set)).text
             corpora.write(corpora.build({"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares}, jobs=executors.cores()), options.folder)
             return 0
@@ -132,14 +162,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             status = 1
         return max(status, notebooks.run_all(profile.name, options.only, options.seeds, plan, store))
-    except (ValueError, StoreError, SourceError, cost.CostError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, StoreError, SourceError, cost.CostError, ModuleNotFoundError) as error:
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return 2
     except launch.StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        where = error.filename or "a file"
+        where = plain(str(error.filename or "a file"))
         print(f"error: {where} could not be written or read ({error.strerror or error}): free some space, or choose other folders with KN_HOME=… and KN_REPORTS=…", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -41,12 +41,26 @@ class KroneckerSpec:
     def __post_init__(self):
         if isinstance(self.layers, list):  # JSON has no tuples
             object.__setattr__(self, "layers", tuple(self.layers))
+        for name, value in {"shapes": self.shapes, "ranks": self.ranks}.items():
+            if not isinstance(value, Mapping) or not all(isinstance(pattern, str) for pattern in value):
+                raise TypeError(f"{name} is {value!r}: a mapping from patterns such as 'mlp.*' wanted")
+        if not isinstance(self.layers, str | tuple):
+            raise TypeError(f"layers is {self.layers!r}: 'odd', 'even', 'all', indices and slices such as '0,2,6:', or a tuple of indices wanted")
+        for name, value in {"embedding": self.embedding, "out_proj": self.out_proj}.items():
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}: True or False wanted")
+        for name, value, allowed in (("init", self.init, ("svd", "aligned")), ("scale", self.scale, ("sqrt", "unit_b"))):
+            if value not in allowed:
+                raise ValueError(f"{name} {value!r} is unknown: allowed are {' and '.join(map(repr, allowed))}")
+        for pattern, shape in self.shapes.items():
+            if shape is not None and not isinstance(shape, tuple | list):
+                raise TypeError(f"shapes[{pattern!r}] {shape!r} is not allowed: give B's (rows, columns), such as (2, 1), or None to leave the matrix dense")
         object.__setattr__(self, "shapes", {pattern: shape if shape is None else tuple(shape) for pattern, shape in self.shapes.items()})
         for name, value in {"factor": self.factor, "rank": self.rank, "embedding_factor": self.embedding_factor, **{f"ranks[{p!r}]": r for p, r in self.ranks.items()}}.items():
             if not (value is None and name == "embedding_factor") and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} {value!r} is not allowed: give a whole number of at least 1")
         for pattern, shape in self.shapes.items():
-            if shape is not None and (len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape)):
+            if shape is not None and (len(shape) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in shape)):
                 raise ValueError(f"shapes[{pattern!r}] {shape!r} is not allowed: give B's (rows, columns), such as (2, 1), or None to leave the matrix dense")
         if self.head not in ("dense", "tied"):
             raise ValueError(f"head {self.head!r} is unknown: allowed are 'dense' and 'tied'")
@@ -68,9 +82,9 @@ class KroneckerSpec:
                     raise ValueError(f"layers {self.layers!r} is unknown: allowed are 'odd', 'even', 'all', indices and slices such as '0,2,6:', or a tuple of indices below {n_layer}")
             if not found:
                 raise ValueError(f"layers {self.layers!r} matches nothing: the model has layers 0 to {n_layer - 1}")
-        wrong = [i for i in found if not isinstance(i, int) or not 0 <= i < n_layer]
+        wrong = [i for i in found if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < n_layer]
         if wrong:
-            raise ValueError(f"layer {wrong[0]} does not exist: the model has layers 0 to {n_layer - 1}")
+            raise ValueError(f"layer {str(wrong[0])[:40]} does not exist: the model has layers 0 to {n_layer - 1}")
         return tuple(sorted(set(found)))
 
     def plan(self, n_layer: int, matrices: Mapping[str, str], out_proj: str) -> dict[str, tuple[Shape, int]]:
@@ -107,7 +121,7 @@ class _KroneckerConfig:
     def __post_init__(self, **kwargs):
         self.tie_word_embeddings = self.spec.head == "tied"
         super().__post_init__(**kwargs)
-        import_module(f"kn.{self.models}")  # registers with AutoModel: whoever has a configuration may ask for its model
+        import_module(f"kn.{type(self).models}")  # registers with AutoModel: whoever has a configuration may ask for its model
 
     @property
     def spec(self) -> KroneckerSpec:

@@ -47,7 +47,7 @@ class Corpus:
 
 def package_root(name: str) -> Path:
     """Folder of an installed package; ModuleNotFoundError says which pin is missing."""
-    spec = importlib.util.find_spec(name)
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None  # a dotted name would import what stands before the dot
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"package {name!r} is not installed, mini's corpus is made of its documentation: run ./run_all.sh to set up the pins")
     return Path(next(iter(spec.submodule_search_locations)))
@@ -178,8 +178,13 @@ def build(groups: dict[str, tuple[str, ...]], shares: dict[str, tuple[float, flo
     for group, files in raw.items():
         train = documents([f for f in files if split_of(f[0], shares[group]) == "train"], seen, forbidden)
         splits = (tuple(train), tuple(held[group, "valid"]), tuple(held[group, "test"]))
-        corpora[group] = Corpus(*splits, fingerprint=hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16])
+        corpora[group] = Corpus(*splits, fingerprint=fingerprint_of(splits))
     return corpora
+
+
+def fingerprint_of(splits: tuple[tuple[str, ...], ...]) -> str:
+    """One name for the documents of train, valid and test, 16 hex digits."""
+    return hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16]
 
 
 def write(corpora: dict[str, Corpus], path: Path) -> None:
@@ -193,7 +198,10 @@ def read(path: Path) -> dict[str, Corpus]:
     """What `write` wrote; ValueError where it is not that."""
     try:
         found = {name: Corpus(**{key: value if key == "fingerprint" else tuple(value) for key, value in entry.items()}) for name, entry in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        for name in ("web", "wiki"):
+            if fingerprint_of((found[name].train, found[name].valid, found[name].test)) != found[name].fingerprint:
+                raise ValueError(f"the text of {name} is not the one of its fingerprint")
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is no corpus file ({error}): make it again with `python -m kn corpus {path}`") from None
     return found
 

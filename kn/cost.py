@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -64,15 +65,29 @@ def timing(profile: Profile, precision: str, store: Store) -> dict:
     """{"seconds", "flops": {kind: of a step}, "peak_bytes", "bytes": of saved models}, measured now or kept in the store from before."""
     question = asked(profile, precision)
     file = kept(question, store)
-    if file.is_file():
-        return json.loads(file.read_text())
+    if answer := remembered(file):
+        return answer
     done = subprocess.run([sys.executable, "-m", "kn.cost", json.dumps(question)], capture_output=True, text=True)
     if done.returncode:
-        raise CostError(f"the timing run failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no output'}")
+        why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"it ended with status {done.returncode}, killed or out of memory"
+        raise CostError(f"the timing run failed: {why} (a smaller model or batch is chosen with --set model.… and --set pretrain.batch_size=…)")
     found = json.loads(done.stdout.splitlines()[-1])
     if store.home.is_dir():
-        file.write_text(json.dumps(found))
+        part = file.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(found))
+        part.replace(file)
     return found
+
+
+def remembered(file: Path) -> dict | None:
+    """What the store keeps of an earlier timing run; None, and it is measured again, where that is not there or damaged."""
+    try:
+        found = json.loads(file.read_text())
+        numbers = [found[name][kind] for name in ("seconds", "flops", "tokens") for kind in KINDS] + [found["bytes"][model] for model in ("teacher", "student", "baseline")]
+        whole = all(isinstance(n, int | float) and 0 < n < float("inf") for n in (*numbers, found["tokenized"], found["peak_bytes"]))
+        return found if whole and isinstance(found["device"], str) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def seconds(stage: Stage, timed: dict) -> float:

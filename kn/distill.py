@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import Trainer
 from transformers.modeling_outputs import CausalLMOutput
 
+from . import given
 from .attention import attention_kl
 from .head import logit_kd, next_token_loss
 
@@ -42,6 +43,7 @@ def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, t
     gives a language model's loss without its logits where those would be large: they stand in memory for some tokens at a time.
     `through` is what wraps the model and must be called in its place (DistributedDataParallel).
     """
+    _check_inputs(model, inputs)
     found = Captured(torch.empty(0), [], [], [], None, None, [block.attn.scaling for block in model.transformer.h])
 
     def keep(layer, query, key):
@@ -63,6 +65,26 @@ def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, t
     if head:
         found.logits, found.loss = output.logits, output.loss
     return found
+
+
+def _check_inputs(model: nn.Module, inputs: dict) -> None:
+    """Refuse what the model would refuse deep inside, or read past its tables; values are looked at on a CPU only, a GPU would have to wait."""
+    if not isinstance(model, nn.Module) or not hasattr(getattr(model, "transformer", None), "h"):
+        raise TypeError(f"capture takes a GPT-2 or KnGPT2 with a head, got {type(model).__name__}")
+    if "inputs_embeds" in inputs:
+        return
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"input_ids is {given.show(ids)}: a tensor (batch, length) of whole numbers wanted")
+    if not 0 < ids.shape[1] <= model.config.n_positions or not len(ids):
+        raise ValueError(f"input_ids is {given.show(ids)}: 1 to {model.config.n_positions} tokens a row wanted")
+    if ids.device.type == "cpu" and not 0 <= int(ids.min()) <= int(ids.max()) < model.config.vocab_size:
+        raise ValueError(f"input_ids holds {int(ids.min())} to {int(ids.max())}: the model's tokens are 0 to {model.config.vocab_size - 1}")
+    mask, labels = inputs.get("attention_mask"), inputs.get("labels")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+        raise ValueError(f"attention_mask is {given.show(mask)}: a tensor of input_ids' shape {tuple(ids.shape)} wanted")
+    if labels is not None and (not isinstance(labels, Tensor) or labels.shape != (ids.shape if hasattr(model, "lm_head") else ids.shape[:1])):
+        raise ValueError(f"labels is {given.show(labels)}: a tensor {tuple(ids.shape if hasattr(model, 'lm_head') else ids.shape[:1])} wanted")
 
 
 @contextlib.contextmanager
@@ -109,6 +131,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def _mean_squared(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
     """Mean over elements of the positions that are valid (b, t)."""
+    if student.shape != teacher.shape:
+        raise ValueError(f"ILKD compares tensors of one shape: the student's is {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}")
     squared = (_wide(student) - _wide(teacher)).square()
     if valid is None:
         return squared.mean()
@@ -122,7 +146,12 @@ def ilkd_loss(student: Captured, teacher: Captured, alphas: tuple[float, float, 
     Returns the scalar loss and its four terms before weighting, as tensors. attention_mask (b, t) is 1 on real
     tokens. Raises ValueError for models of different depth or for α4 ≠ 0 without labels.
     """
+    for name, captured in (("student", student), ("teacher", teacher)):
+        if not isinstance(captured, Captured):
+            raise TypeError(f"{name} is {given.show(captured)}: what kn.capture returns wanted")
     terms = Terms(student, alphas, attention_mask, direction)
+    if not any(alphas):
+        raise ValueError("alphas are all 0: there is nothing to learn from, at least one must be positive")
     if len(student.q) != len(teacher.q):
         raise ValueError(f"ILKD compares layer by layer: the student has {len(student.q)} layers, the teacher {len(teacher.q)}")
     terms.compare_embedding(teacher.embedding)
@@ -160,8 +189,12 @@ class Terms:
     """The terms of eq. 5, gathered layer by layer."""
 
     def __init__(self, student: Captured, alphas: tuple[float, float, float, float], attention_mask: Tensor | None, direction: str):
-        if len(alphas) != 4:
-            raise ValueError(f"alphas needs four numbers (embedding, attention, hidden, cross-entropy), got {alphas}")
+        if not isinstance(alphas, tuple | list) or len(alphas) != 4:
+            raise ValueError(f"alphas needs four numbers (embedding, attention, hidden, cross-entropy), got {given.show(alphas)}")
+        for at, alpha in enumerate(alphas):
+            given.number(f"alphas[{at}]", alpha)
+        if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.shape != student.embedding.shape[:2]):
+            raise ValueError(f"attention_mask is {given.show(attention_mask)}: a tensor {tuple(student.embedding.shape[:2])} wanted")
         if student.loss is None and alphas[3]:
             raise ValueError("alphas[3] weighs the cross-entropy, but the student saw no labels: pass labels to capture or set it to 0")
         self.student, self.alphas, self.mask, self.direction = student, alphas, attention_mask, direction
@@ -189,6 +222,9 @@ class Terms:
 
 def vanilla_kd_loss(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None = None, temperature: float = 2.0) -> Tensor:
     """Hinton's T²·KL(teacher ‖ student) of softened logits (…, classes), mean over positions (those where `valid`)."""
+    given.number("temperature", temperature, positive=True)
+    if given.floats("student_logits", student_logits).shape != given.floats("teacher_logits", teacher_logits).shape:
+        raise ValueError(f"logits of one shape wanted: the student's are {tuple(student_logits.shape)}, the teacher's {tuple(teacher_logits.shape)}")
     s = F.log_softmax(_wide(student_logits) / temperature, -1)
     t = F.log_softmax(_wide(teacher_logits) / temperature, -1)
     rows = (t.exp() * (t - s)).sum(-1) * temperature**2

@@ -30,6 +30,8 @@ def perplexity(model, rows: torch.Tensor, precision: str = "fp32", batch: int | 
             logits = model(input_ids=part.to(model.device)).logits
         total += F.cross_entropy(logits[:, :-1].float().flatten(0, 1), part[:, 1:].flatten().to(model.device), reduction="sum").item()
         count += part[:, 1:].numel()
+    if not math.isfinite(total):
+        raise FloatingPointError("the model's loss is not finite on this text: its weights are not usable, lower the learning rate it was trained with or use float32")
     return math.exp(min(total / count, 700.0))
 
 
@@ -49,6 +51,8 @@ def predict(model, encoded: dict[str, list], precision: str = "fp32", batch: int
         inputs = pad([ids[i] for i in chosen], model.config.pad_token_id)
         with autocast(precision, model.device.type):
             logits = model(**{k: v.to(model.device) for k, v in inputs.items()}).logits
+        if not logits.isfinite().all():  # the largest of numbers that are none would be an answer all the same
+            raise FloatingPointError("the model's answers are not finite: its weights are not usable, lower the learning rate it was trained with or use float32")
         for index, label in zip(chosen, logits.argmax(-1).tolist(), strict=True):
             answer[index] = label
     return answer

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
+from . import checkpoints
 from .distill import Distillation, DistillTrainer
 
 CHECKPOINT = 500  # a run of more steps is saved about every so many, and goes on from there when it was stopped
@@ -44,17 +44,17 @@ def distillation_of(settings: dict, method: str, alphas=None) -> Distillation:
 
 
 class Clock(TrainerCallback):
-    """Seconds of training over all resumptions: what was spent before the checkpoint lies beside it."""
+    """Seconds of training over all resumptions, and the seal of each checkpoint, which holds those before it."""
 
-    def __init__(self, path: Path, resumed: bool):
-        self.path, self.before, self.started = path, float(path.read_text()) if resumed and path.exists() else 0.0, time.monotonic()
+    def __init__(self, folder: Path, resumed: Path | None):
+        self.folder, self.before, self.started = folder, checkpoints.seconds(resumed) or 0.0 if resumed else 0.0, time.monotonic()
 
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.started
 
     def on_save(self, _, state, *__, **___):
         if state.is_world_process_zero:
-            self.path.write_text(str(self.seconds()))
+            checkpoints.seal(self.folder / f"checkpoint-{state.global_step}", self.seconds())
 
 
 def arguments_of(settings: dict, steps: int, seed: int, folder: Path, hardware: dict) -> TrainingArguments:
@@ -74,7 +74,8 @@ def arguments_of(settings: dict, steps: int, seed: int, folder: Path, hardware: 
         output_dir=str(folder), per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro, ddp_backend="gloo" if ranks > 1 and not cuda else None,
         activation_checkpointing=bool(hardware.get("checkpointing")), learning_rate=how["learning_rate"], max_steps=steps, warmup_steps=round(how["warmup"] * steps),
         weight_decay=how["weight_decay"], lr_scheduler_type=how["schedule"], optim=how["optimizer"], max_grad_norm=how["clip"],
-        bf16=settings["precision"] == "bf16", use_cpu=not cuda, seed=seed, save_strategy="steps" if steps > saved else "no", save_steps=saved, save_total_limit=1,
+        bf16=settings["precision"] == "bf16", use_cpu=not cuda, seed=seed, save_strategy="steps" if steps > saved else "no", save_steps=saved, 
+        save_total_limit=2,  # the one before, until the new one is sealed
         logging_steps=logging_steps, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, remove_unused_columns=False,
         dataloader_pin_memory=cuda, train_sampling_strategy="group_by_length" if settings.get("group_by_length") else "random",
     )  # fmt: skip
@@ -87,11 +88,11 @@ def run_trainer(model, data, collate, scratch: Path, settings: dict, seed: int, 
     arguments = arguments_of(settings, steps, seed, folder, hardware)
     trainer = DistillTrainer(model=model, args=arguments, train_dataset=data, data_collator=collate, distillation=distillation, teacher=teacher)
     trainer.remove_callback(next(c for c in (type(c) for c in trainer.callback_handler.callbacks) if c.__name__ in ("PrinterCallback", "ProgressCallback")))
-    last = get_last_checkpoint(folder) if folder.is_dir() else None
-    clock = Clock(folder / "seconds", resumed=bool(last))
+    last = checkpoints.latest(folder)
+    clock = Clock(folder, last)
     trainer.add_callback(clock)
     try:
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     except torch.OutOfMemoryError:
         micro = arguments.per_device_train_batch_size
         advice = f"--set hardware.micro_batch={micro // 2} keeps the effective batch of {how['batch_size']}" if micro > 1 else "--set hardware.checkpointing=true recomputes instead of keeping"
@@ -101,6 +102,8 @@ def run_trainer(model, data, collate, scratch: Path, settings: dict, seed: int, 
         shutil.rmtree(folder, ignore_errors=True)
     log = [{k: line[k] for k in LOGGED if k in line} for line in trainer.state.log_history if "loss" in line]
     bad = [line["step"] for line in log if not math.isfinite(line["loss"])]
+    if not bad and not all(parameter.isfinite().all() for parameter in model.parameters()):  # the last steps are in no line of the log
+        bad = [steps]
     if bad:
         raise FloatingPointError(f"the loss is not finite at step {bad[0]}: lower the learning rate ({how['learning_rate']}) or use float32")
     used = {**how, "steps": steps, "method": distillation.method, "direction": distillation.direction, "hidden_point": distillation.hidden_point, "precision": settings["precision"], "seed": seed}

@@ -84,7 +84,11 @@ def _cells(path: Path) -> list[list[str]]:
     """A TSV's lines as cells: no quoting, lines end at '\\n' only (texts may hold other line-break characters)."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
-    lines = path.read_bytes().decode("utf-8").removeprefix("\ufeff").split("\n")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text (byte {error.start}): it is damaged, or of another encoding") from None
+    lines = text.removeprefix("\ufeff").split("\n")
     return [line.removesuffix("\r").split("\t") for line in lines if line.strip("\r")]
 
 
@@ -299,8 +303,8 @@ def read_scores(path: Path | str, rows: tuple[str, ...]) -> dict[tuple[str, int]
     path, found = Path(path), {}
     try:
         lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'it is no CSV in UTF-8'})") from None
     for number, line in enumerate(lines, start=2):
         if set(line) != {"row", "seed", "task", "score"}:
             raise ValueError(f"{path}: the columns must be row, seed, task, score, found: {', '.join(map(str, line))}")
@@ -312,7 +316,9 @@ def read_scores(path: Path | str, rows: tuple[str, ...]) -> dict[tuple[str, int]
             raise ValueError(f"{path}, line {number}: {line['row']!r} / {line['task']!r} is unknown, rows are {', '.join(rows)}, tasks {', '.join(TASKS)}")
         if not -100 <= value <= 100:
             raise ValueError(f"{path}, line {number}: score {value} is not a percentage")
-        found.setdefault((line["row"], seed), {})[line["task"]] = value
+        if line["task"] in found.setdefault((line["row"], seed), {}):
+            raise ValueError(f"{path}, line {number}: {line['row']} / {line['task']} of seed {seed} is there twice")
+        found[line["row"], seed][line["task"]] = value
     if not found:
         raise ValueError(f"{path} holds no scores")
     return found

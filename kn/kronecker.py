@@ -7,10 +7,12 @@ does, as the dense reference for tests and export.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from . import pairs
+from . import given, pairs
 
 GRAM_LIMIT = 64  # up to this many columns of the rearranged matrix its Gram matrix is cheaper than an SVD
 
@@ -28,10 +30,8 @@ HAND_LIMIT = 2**16
 
 def _factor_shapes(shape: tuple[int, int], b_shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """((m1, n1), (m2, n2)) for a weight of this shape; ValueError where B's shape does not divide it."""
-    if len(shape) != 2 or len(b_shape) != 2:
-        raise ValueError(f"a Kronecker factor needs two dimensions, got W {tuple(shape)} and B {tuple(b_shape)}")
-    (m, n), (m2, n2) = shape, b_shape
-    if m2 < 1 or n2 < 1 or m % m2 or n % n2:
+    (m, n), (m2, n2) = shape, given.shape("b_shape", b_shape)
+    if m % m2 or n % n2:
         raise ValueError(f"B of shape {m2}x{n2} does not divide W of shape {m}x{n}: give b_shape=(m2, n2) with {m} % m2 == 0 and {n} % n2 == 0")
     return (m // m2, n // n2), (m2, n2)
 
@@ -44,15 +44,19 @@ def nearest_kronecker(W: Tensor, b_shape: tuple[int, int], rank: int = 1, scale:
     entry of B_r with the largest magnitude positive. Raises ValueError where shapes do not divide, the rank is not
     between 1 and min(m1·n1, m2·n2), `scale` is unknown or W is not finite.
     """
-    (m1, n1), (m2, n2) = _factor_shapes(tuple(W.shape), b_shape)
+    (m1, n1), (m2, n2) = _factor_shapes(tuple(given.floats("W", W, 2).shape), b_shape)
     largest = min(m1 * n1, m2 * n2)
-    if not 1 <= rank <= largest:
-        raise ValueError(f"rank {rank} is not possible for W {m1 * m2}x{n1 * n2} and B {m2}x{n2}: allowed are 1 to {largest}")
+    if given.whole("rank", rank) > largest:
+        raise ValueError(f"rank {given.show(rank)} is not possible for W {m1 * m2}x{n1 * n2} and B {m2}x{n2}: allowed are 1 to {largest}")
     if scale not in ("sqrt", "unit_b"):
-        raise ValueError(f"scale {scale!r} is unknown: allowed are 'sqrt' and 'unit_b'")
+        raise ValueError(f"scale {given.show(scale)} is unknown: allowed are 'sqrt' and 'unit_b'")
     if not torch.isfinite(W).all():
         raise ValueError("W holds NaN or infinite values: a Kronecker approximation of it is not defined")
     R = W.detach().double().reshape(m1, m2, n1, n2).permute(0, 2, 1, 3).reshape(m1 * n1, m2 * n2)  # rearranged W
+    unit, greatest = 1.0, R.abs().max().item()
+    if greatest and not 1e-30 < greatest < 1e30:  # its square would leave float64; a power of two changes no digit
+        unit = 2.0 ** math.floor(math.log2(greatest))
+        R = R / unit
     if m2 * n2 <= GRAM_LIMIT:
         V = torch.linalg.eigh(R.T @ R).eigenvectors.flip(1)[:, :rank]  # (m2·n2, rank), largest first
     else:
@@ -61,8 +65,13 @@ def nearest_kronecker(W: Tensor, b_shape: tuple[int, int], rank: int = 1, scale:
     U = R @ V  # (m1·n1, rank), column norms are the singular values
     if scale == "sqrt":
         root = U.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-        U, V = U / root, V * root
-    return U.T.reshape(rank, m1, n1).to(W.dtype).contiguous(), V.T.reshape(rank, m2, n2).to(W.dtype).contiguous()
+        U, V = U / root * unit**0.5, V * root * unit**0.5
+    else:
+        U = U * unit
+    A, B = U.T.reshape(rank, m1, n1).to(W.dtype).contiguous(), V.T.reshape(rank, m2, n2).to(W.dtype).contiguous()
+    if not (A.isfinite().all() and B.isfinite().all()):
+        raise ValueError(f"W holds values up to {greatest:.3g}, its factors are beyond the range of {str(W.dtype).removeprefix('torch.')}: scale W, or give it in a wider type")
+    return A, B
 
 
 def kronecker_sum(A: Tensor, B: Tensor) -> Tensor:
@@ -99,11 +108,13 @@ class KroneckerLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, b_shape: tuple[int, int], rank: int = 1, bias: bool = True, parts: int = 1):
         super().__init__()
-        if parts < 1 or out_features % parts:
+        if given.whole("out_features", out_features) * given.whole("in_features", in_features) > given.LARGEST:
+            raise ValueError(f"a layer of {given.show(in_features)} inputs and {given.show(out_features)} outputs is larger than any memory")
+        if out_features % given.whole("parts", parts):
             raise ValueError(f"out_features {out_features} cannot be split into {parts} equal parts")
         (m1, n1), (m2, n2) = _factor_shapes((out_features // parts, in_features), b_shape)
-        if not 1 <= rank <= min(m1 * n1, m2 * n2):
-            raise ValueError(f"rank {rank} is not possible with B {m2}x{n2}: allowed are 1 to {min(m1 * n1, m2 * n2)}")
+        if given.whole("rank", rank) > min(m1 * n1, m2 * n2):
+            raise ValueError(f"rank {given.show(rank)} is not possible with B {m2}x{n2}: allowed are 1 to {min(m1 * n1, m2 * n2)}")
         self.in_features, self.out_features, self.rank, self.parts = in_features, out_features, rank, parts
         self.A = nn.Parameter(torch.empty(parts * rank, m1, n1))
         self.B = nn.Parameter(torch.empty(parts * rank, m2, n2))
@@ -147,6 +158,8 @@ class KroneckerLinear(nn.Module):
         return torch.cat([kronecker_sum(a, b) for a, b in zip(self.A.split(self.rank), self.B.split(self.rank), strict=True)])
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x is {tuple(x.shape)}: the layer has {self.in_features} inputs, which is the last size wanted")
         m2, n2 = self.B.shape[1:]
         if x.device.type == "cpu" and self.in_features * self.out_features <= BUILD_LIMIT:
             factors = self.A.unflatten(0, (self.parts, -1)), self.B.unflatten(0, (self.parts, -1))  # (parts, rank, m1, n1), (parts, rank, m2, n2)
@@ -178,7 +191,9 @@ class KroneckerEmbedding(nn.Module):
 
     def __init__(self, num_embeddings: int, embedding_dim: int, factor: int):
         super().__init__()
-        if factor < 1 or embedding_dim % factor:
+        if given.whole("num_embeddings", num_embeddings) * given.whole("embedding_dim", embedding_dim) > given.LARGEST:
+            raise ValueError(f"a table of {given.show(num_embeddings)} rows of {given.show(embedding_dim)} is larger than any memory")
+        if embedding_dim % given.whole("factor", factor):
             raise ValueError(f"factor {factor} does not divide embedding_dim {embedding_dim}")
         self.num_embeddings, self.embedding_dim, self.factor = num_embeddings, embedding_dim, factor
         self.A = nn.Parameter(torch.empty(num_embeddings, embedding_dim // factor))
@@ -191,6 +206,8 @@ class KroneckerEmbedding(nn.Module):
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding, factor: int, scale: str = "sqrt") -> KroneckerEmbedding:
         """The nearest Kronecker embedding to a dense one."""
+        if not isinstance(embedding, nn.Embedding):
+            raise TypeError(f"from_embedding takes nn.Embedding, got {type(embedding).__name__}")
         weight = embedding.weight.detach()
         layer = cls(*weight.shape, factor).to(device=weight.device, dtype=weight.dtype)
         layer.approximate(weight, scale)

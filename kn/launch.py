@@ -63,9 +63,25 @@ def short(number: float) -> str:
     return f"{number / unit[0]:.3g} {unit[1]}".strip()
 
 
+def to_make(stages: list[Stage], store: Store) -> dict[str, Stage]:
+    """What the store lacks, in order, and what of its files these stages would read and find changed."""
+    found, read = {}, set()
+    for item in reversed(stages):
+        if not store.has(item) or item.path in read and store.damage(item, deep=True):
+            found[item.path] = item
+            read.update(need.path for need in item.inputs)
+    return dict(reversed(found.items()))
+
+
+def one_line(error: Exception) -> str:
+    """Kind and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None, executor=None) -> list[str]:
     """Make every stage that the store lacks; returns the paths that ran. StageFailed after the rest is done where one raised."""
-    missing = {item.path: item for item in stages if not store.has(item)}
+    missing = to_make(stages, store)
     if not missing:
         return []
     from tqdm import tqdm
@@ -102,7 +118,7 @@ def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None,
             bar.set_postfix_str(" · ".join(sorted(item.path.rpartition("-")[0] for item in running.values()))[:48], refresh=out.isatty())
             for item, answer in executor.wait(running):
                 if isinstance(answer, Exception):
-                    failed[item.path] = f"{type(answer).__name__}: {answer}"
+                    failed[item.path] = one_line(answer)
                 elif answer:
                     ran.append(item.path)
                 bar.update(round(item.cost / 1e9))

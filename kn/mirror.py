@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from .sources import ITEMS, Item, SourceError, manifest, mend
+from .sources import ITEMS, Item, SourceError, inside, manifest, mend
 from .store import file_sha256
 
 ROOM = 1.1  # free space wanted, as a multiple of what is to be fetched
@@ -81,6 +81,8 @@ def make(mirror: Path, items: dict[str, Item] = ITEMS, api=None, download=None) 
             raise
         except Exception as error:  # many kinds of network and hub errors
             raise SourceError(f"{item.repository} cannot be reached ({type(error).__name__}): is there a network, and is HF_HUB_OFFLINE unset?") from error
+        for file in sizes:
+            inside(mirror, name, file)
         total, free = sum(sizes.values()), shutil.disk_usage(mirror).free
         if total * ROOM > free:
             raise SourceError(f"{name} needs {total / 1e9:.1f} GB, {mirror} has {free / 1e9:.1f} GB free: make room or choose another folder")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import asdict
 from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
-from . import card
+from . import card, given, saved
 from .config import KroneckerSpec
 from .fold import fold, install_narrow
 from .kronecker import KroneckerEmbedding, KroneckerHead, KroneckerLinear
@@ -90,6 +91,16 @@ class KroneckerModel:
             return KroneckerHead(self.base_model.get_submodule(self.table))  # the embedding has been resized
         return super()._get_resized_lm_head(old_lm_head, new_num_tokens, transposed, mean_resizing)
 
+    @classmethod
+    def from_pretrained(cls, folder, *args, **kwargs):
+        """As transformers' own, of a folder that saved.check finds plausible, and from safetensors alone unless `use_safetensors=False` is given."""
+        whole = isinstance(folder, str | os.PathLike) and os.path.isfile(os.path.join(folder, "config.json")) and not {"subfolder", "gguf_file", "state_dict", "variant"} & set(kwargs)
+        if not (whole and kwargs.setdefault("use_safetensors", True)):
+            return super().from_pretrained(folder, *args, **kwargs)
+        saved.check(folder)
+        with saved.in_one_line(folder):
+            return super().from_pretrained(folder, *args, **kwargs)
+
     def fold(self):
         """The same function for inference, exactly narrower in its compressed layers: see fold.py."""
         return fold(self)
@@ -142,8 +153,8 @@ def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibratio
     students = import_module(f".{FAMILIES[kind]}", __package__).STUDENTS if kind in FAMILIES else {}
     if type(model) not in students:
         raise TypeError(f"compress takes a GPT-2 or Llama model (GPT2LMHeadModel, GPT2ForSequenceClassification, LlamaForCausalLM, …), got {type(model).__name__}")
-    if spec.init not in ("svd", "aligned"):
-        raise ValueError(f"init {spec.init!r} is unknown: allowed are 'svd' and 'aligned'")
+    if not isinstance(spec, KroneckerSpec):
+        raise TypeError(f"spec is {given.show(spec)}: a KroneckerSpec wanted, such as kn.KroneckerSpec(factor=2)")
     head = model.get_output_embeddings()
     if spec.head == "tied" and head is not None and head.weight is not model.get_input_embeddings().weight:
         raise ValueError("head 'tied' needs a teacher whose head is its embedding: this one's is a matrix of its own, so take head='dense'")
@@ -169,10 +180,13 @@ def factor(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
     factored = {name: module for name, module in student.named_modules() if isinstance(module, FACTORED)}
     for name, module in factored.items():
         weight = state.pop(f"{name}.weight")
-        if isinstance(module, KroneckerLinear):
-            module.approximate(weight.T if _conv1d(model.get_submodule(name)) else weight, spec.scale)
-        elif isinstance(module, KroneckerEmbedding):
-            module.approximate(weight, spec.scale)
+        try:
+            if isinstance(module, KroneckerLinear):
+                module.approximate(weight.T if _conv1d(model.get_submodule(name)) else weight, spec.scale)
+            elif isinstance(module, KroneckerEmbedding):
+                module.approximate(weight, spec.scale)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     missing, unexpected = student.load_state_dict(state, strict=False)
     left = [k for k in missing if k.rpartition(".")[0] not in factored]
     if left or unexpected:
@@ -184,6 +198,8 @@ def factor(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """{"total", "without_head"}: a tied head counts once; `without_head` leaves out an untied output head (Table 3)."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "get_input_embeddings"):
+        raise TypeError(f"count_parameters takes a model of transformers, got {type(model).__name__}")
     total = sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     table = {id(p) for p in model.get_input_embeddings().parameters()}

@@ -7,11 +7,10 @@ import json
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 
 from . import kinds, profiles, report, site, stages
-from .store import Stage, Store, environment, peak_bytes
+from .store import Stage, Store, environment, file_sha256, peak_bytes
 
 SOURCE = kinds.ROOT / "notebooks"
 
@@ -36,14 +35,14 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     unknown = [name for name in parameters if name not in known]
     if unknown:
         return f"{source.name} has no parameter {unknown[0]!r} in its cell tagged parameters: found {', '.join(known) or 'none'}"
-    failure, part = None, target.with_suffix(".part.ipynb")
+    failure, part = None, target.with_suffix(f".{os.getpid()}.part.ipynb")  # of this run alone: another may write the same report
     try:
         papermill.execute_notebook(str(source), str(part), parameters, kernel_name="python3", progress_bar=False, cwd=str(SOURCE), extra_arguments=["--IPKernelApp.log_level=ERROR"])
     except papermill.PapermillExecutionError as error:
         failure = f"{source.name}: {error.ename}: {error.evalue}".splitlines()[0]
     except Exception as error:  # a kernel that dies raises many kinds
-        failure = f"{source.name}: {type(error).__name__}: {error}".splitlines()[0]
-        traceback.print_exc()
+        lines = str(error).splitlines() or [""]
+        failure = f"{source.name}: {type(error).__name__}: {lines[0]} (its kernel ended: out of memory, or killed; run the same command again, with --jobs 1 if it was memory)"
     if part.exists():
         notebook = nbformat.read(part, as_version=4)
         for name in ("input_path", "output_path"):  # of this machine, nobody else's
@@ -57,16 +56,20 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     return failure
 
 
+def finished(path: Path) -> dict[str, str]:
+    """{notebook: its key and the sha256 of its output} from a run.json; nothing from one that is missing or damaged."""
+    try:
+        return {str(name): str(key) for name, key in json.loads(path.read_text())["notebooks"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
 def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage], store: Store) -> int:
     """Execute the tables' notebooks, then write the index and run.json; 1 if any notebook failed, else 0."""
     folder = stages.report_folder(profile)
     folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / "run.json"
-    try:
-        state = json.loads(state_path.read_text())
-    except (OSError, ValueError):
-        state = {}
-    done, failures, parameters = state.get("notebooks", {}), [], {"profile": profile, "seeds": seeds}
+    done, failures, parameters = finished(state_path), [], {"profile": profile, "seeds": seeds}
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(kinds.ROOT), os.environ.get("PYTHONPATH"))))
     started = time.monotonic()
     names = [site.file_of(n) for n in tables] + (["00_start_here"] if set(kinds.TABLES) <= set(tables) else [])
@@ -75,7 +78,7 @@ def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage]
     for name in names:
         source, target = SOURCE / f"{name}.ipynb", folder / f"{name}.ipynb"
         key = key_of(source, {**parameters, "overrides": overrides, "scores": scores}, plan)
-        if done.get(name) == key and target.exists():
+        if target.exists() and done.get(name) == f"{key} {file_sha256(target)}":
             print(f"notebook {name}: unchanged", flush=True)
             continue
         clock = time.monotonic()
@@ -85,7 +88,7 @@ def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage]
             failures.append(failure)
             done.pop(name, None)
         else:
-            done[name] = key
+            done[name] = f"{key} {file_sha256(target)}"
     found = [item for item in plan if store.has(item)]
     records = stages.records(store, found)
     settings = profiles.load(profile, overrides)
@@ -101,7 +104,7 @@ def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage]
         "peak_bytes_of_a_stage": max(peaks, default=0), "peak_bytes_of_the_report": peak_bytes(),
         "environment": environment(), "notebooks": done,
     }  # fmt: skip
-    part = state_path.with_suffix(".part")
+    part = state_path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(summary, indent=1))
     part.replace(state_path)
     report.write_front(folder.parent)

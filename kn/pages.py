@@ -107,6 +107,8 @@ def counts(words: list[str]) -> str:
 
 def grid(ledgers: dict[str, pandas.DataFrame], link: str = "{profile}/claims.html") -> str:
     """Tables by rows, the paper's own numbers and every profile by columns; each chip is one claim and leads to it."""
+    if not ledgers:
+        return '<p class="soft">No profile has been run yet.</p>'
     first = next(iter(ledgers.values()))
     columns = {"the paper’s printed numbers": (first, "paper", next(iter(ledgers))), **{f"ours, {name}": (frame, "ours", name) for name, frame in ledgers.items()}}
     rows = []
@@ -203,7 +205,7 @@ def front_page(reports: dict[str, tuple[pandas.DataFrame, dict]]) -> str:
     for name, (frame, run) in reports.items():
         where = run.get("environment", {}).get("device", "")
         cards += (
-            f'<li><a href="{escape(name)}/index.html"><b>{escape(name)}</b></a><span>{run.get("seeds", "?")} {"seed" if run.get("seeds") == 1 else "seeds"}, {escape(str(where))}</span>'
+            f'<li><a href="{escape(name)}/index.html"><b>{escape(name)}</b></a><span>{escape(str(run.get("seeds", "?")))} {"seed" if run.get("seeds") == 1 else "seeds"}, {escape(str(where))}</span>'
             f"<span>{counts(list(frame['ours']))}</span></li>"
         )
     body = (

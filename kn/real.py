@@ -63,6 +63,7 @@ class Rows:
 def corpus(settings: dict, folder: Path, tokenizer) -> dict:
     """WikiText-103 whole and a random share of OpenWebText as token rows; counts of documents, bytes, words and tokens."""
     mirror, text, context = mirror_folder(), settings["text"], settings["context"]
+    sources.verify(mirror, settings["mirror"])
     if len(tokenizer) > 2**16:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, rows of 16 bits hold 65,536")
     rows, metrics = {}, {"fingerprint": hashlib.sha256(json.dumps(settings["mirror"], sort_keys=True).encode()).hexdigest()[:16]}
@@ -99,6 +100,7 @@ def batched(items, size: int):
 
 def tasks(settings: dict, folder: Path) -> dict:
     """GLUE's seven tasks in their TSV layout; row counts, class balance and the best constant."""
+    sources.verify(mirror_folder(), settings["mirror"])
     metrics = carved()
     for task in settings["tasks"]:
         splits = sources.glue_rows(mirror_folder(), task)

@@ -222,24 +222,39 @@ def write_index(records: list[dict], profile: str, folder: str | os.PathLike, sw
 
 def write_front(folder: str | os.PathLike) -> Path:
     """Writes the page above all profiles' reports in a folder, from their claims.csv and run.json, and the page of the interface, api.html."""
-    import pandas
-
     from kn import api, pages
 
     found = {path.parent.name: path for path in sorted(Path(folder).glob("*/claims.csv"))}
     found = {name: path for name, path in found.items() if name != "test" or len(found) == 1}  # the suite's own profile stands alone or not at all
-    reports = {
-        name: (pandas.read_csv(path, keep_default_na=False, na_values={"paper_value": [""], "value": [""], "low": [""], "high": [""]}), _run(path.with_name("run.json")))
-        for name, path in found.items()
-    }
+    ledgers = {name: (_ledger(path), _run(path.with_name("run.json"))) for name, path in found.items()}
+    reports = {name: pair for name, pair in ledgers.items() if pair[0] is not None}
     _write(Path(folder) / "api.html", api.page())
     return _write(Path(folder) / "index.html", pages.front_page(reports))
 
 
-def _run(path: Path) -> dict:
+def _ledger(path: Path) -> pandas.DataFrame | None:
+    """A claims.csv read back; None, with a note, for one that is damaged: the next run of its profile writes it again."""
+    import pandas
+
+    numbers = ("paper_value", "value", "low", "high")
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        frame = pandas.read_csv(path, dtype=str, keep_default_na=False).astype({"n": int})
+        for name in numbers:
+            frame[name] = [float(text or "nan") for text in frame[name]]
+        if missing := {"id", "group", "claim", "paper", "ours"} - set(frame):
+            raise KeyError(*sorted(missing)[:1])
+    except (OSError, ValueError, KeyError, OverflowError) as error:
+        print(f"note: {path} cannot be read ({type(error).__name__}) and is left out of the page over all profiles: run its profile again")
+        return None
+    return frame
+
+
+def _run(path: Path) -> dict:
+    """What a page shows of a run.json: its seeds and its machine; nothing of one that is damaged."""
+    try:
+        found = json.loads(path.read_text())
+        return {"seeds": int(found["seeds"]), "environment": {"device": str(found["environment"]["device"])}}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return {}
 
 

@@ -162,6 +162,10 @@ def cautions(records: list[dict], profile: str) -> list[str]:
         found.append("the text of this run is not the committed corpus (other package versions?): numbers may differ from the committed ones")
     if any(m.get("weights") == "random" for m in metrics):
         found.append("a rehearsal: models with random weights and partly carved data, the numbers mean nothing")
+    for name in ("torch", "transformers"):
+        used = sorted({str(packages[name]) for record in records if (packages := record["provenance"].get("packages") or {}).get(name)})
+        if len(used) > 1:
+            found.append(f"stages were made with {name} {' and '.join(used)}: numbers of one table may differ for that alone; make all with one, in a store of its own (KN_HOME=…)")
     return found
 
 
@@ -253,8 +257,8 @@ def speed_section(frame: pandas.DataFrame, plot: matplotlib.figure.Figure) -> st
     head = "".join(f'<th scope="col">{name}</th>' for name in columns)
     lines = "".join(f'<tr><th scope="row">{escape(str(row[0]))}</th>' + "".join(f"<td>{escape(str(value))}</td>" for value in row[1:]) + "</tr>" for row in frame[columns].itertuples(index=False))
     return (
-        f"<p>Measured by <code>benchmarks/speed.py</code> on {escape(str(first['device']))}, {first['threads']} threads, torch {escape(str(first['torch']))}, the sizes of GPT-2 small; not "
-        "by this run. Variants take turns; a ratio is the median over turns of the dense one's time and theirs.</p>"
+        f"<p>Measured by <code>benchmarks/speed.py</code> on {escape(str(first['device']))}, {escape(str(first['threads']))} threads, torch {escape(str(first['torch']))}, the sizes of GPT-2 small; "
+        "not by this run. Variants take turns; a ratio is the median over turns of the dense one's time and theirs.</p>"
         f'<figure><div tabindex="0" role="region" aria-label="plot of speeds">{svg(plot, "the speed of layers and models")}</div></figure>'
         f"<details><summary>All {len(frame)} lines</summary>{region('all lines of the benchmark', head, lines)}</details>"
     )

@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from . import glue
+from .store import file_sha256
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,57 @@ def mend(folder: Path) -> str:
     return f"fetch it again with `python -m kn mirror {folder}`"
 
 
+LARGEST = 64 * 2**20  # bytes of a mirror.json; a real one has some thousands
+
+
 def manifest(mirror: Path) -> dict:
-    """mirror.json; SourceError where there is none that can be read."""
+    """mirror.json; SourceError where there is none that can be read, or where it names files outside the mirror."""
     path = mirror / "mirror.json"
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError
         found = json.loads(path.read_text())
-        if not isinstance(found["items"], dict):
-            raise TypeError
-        return found
+        names = [(item,) for item in found["items"]]
+        for item, entry in found["items"].items():
+            if not (isinstance(entry["commit"], str) and all(isinstance(size, int) and isinstance(digest, str) for size, digest in entry["files"].values())):
+                raise TypeError
+            names += [(item, file) for file in entry["files"]]
     except FileNotFoundError:
         raise SourceError(f"{mirror} is no mirror (mirror.json is missing): make one with `python -m kn mirror {mirror}` where there is a network") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SourceError(f"{path} is damaged: {mend(mirror)}") from None
+    for parts in names:
+        inside(mirror, *parts)
+    return found
+
+
+def inside(mirror: Path, *names: str) -> Path:
+    """The path of a file, or of an item's folder, of the mirror; SourceError for a name, or a link, that leads out of it."""
+    for name in names:
+        parts = PurePosixPath(name)
+        if not name or parts.is_absolute() or ".." in parts.parts or not name.isprintable():
+            raise SourceError(f"{name!r} leads out of the mirror {mirror}: put the file itself there, or {mend(mirror)}")
+    path = mirror.joinpath(*names)
+    if not path.resolve().is_relative_to(mirror.resolve()):
+        raise SourceError(f"{path} leads out of the mirror {mirror} by a link: put the file itself there, or {mend(mirror)}")
+    return path
+
+
+def verify(mirror: Path, items: dict[str, dict]) -> None:
+    """SourceError where a file of these items {name: {"files": {file: sha256}}} is missing or has another content."""
+    for name, entry in items.items():
+        for file, digest in entry["files"].items():
+            path = inside(mirror, name, file)
+            if not path.is_file() or file_sha256(path) != digest:
+                raise SourceError(f"{path} is {'damaged (another content than mirror.json says)' if path.is_file() else 'missing'}: {mend(mirror)}")
 
 
 def files_of(mirror: Path, split: str, *folders: str) -> list[Path]:
     """Parquet files of one split below a folder of the mirror, in name order: <split>-00000-of-00002.parquet or <split>/0000.parquet."""
     folder = mirror.joinpath(*folders)
     found = sorted(p for p in folder.rglob("*.parquet") if p.name.startswith(f"{split}-") or p.parent.name in (split, f"partial-{split}"))
+    for path in found:
+        inside(mirror, path.relative_to(mirror).as_posix())
     if not found:
         there = sorted({p.name.partition("-0")[0] for p in folder.rglob("*.parquet")})
         raise SourceError(f"{folder} has no split {split!r} (found: {', '.join(there) or 'nothing'}): {mend(mirror)}")
@@ -91,8 +125,8 @@ def columns(path: Path, names: tuple[str, ...], batch: int = 4096) -> Iterator[d
                 raise SourceError(f"{path}: column {missing[0]!r} is missing, found: {', '.join(file.schema_arrow.names)}")
             for part in file.iter_batches(batch, columns=list(names)):
                 yield part.to_pydict()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise SourceError(f"{path} cannot be read as parquet ({reason}): it may be cut short; fetch it again with `python -m kn mirror`") from None
 
 

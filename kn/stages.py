@@ -20,8 +20,8 @@ def plan(profile: Profile, tables=TABLES, seeds: int = 1, tasks: tuple[str, ...]
     wrong = [t for t in tables if t not in NOTEBOOKS]
     if wrong:
         raise ValueError(f"table {wrong[0]} does not exist: allowed are 1 to 7, {', '.join(BEYOND)} and {LEDGER}")
-    if not isinstance(seeds, int) or seeds < 1:
-        raise ValueError(f"seeds is {seeds!r}: a whole number of at least 1 wanted")
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or not 1 <= seeds <= 999:
+        raise ValueError(f"seeds is {seeds!r}: a whole number of at least 1 and at most 999 wanted")
     unknown = [t for t in tasks if t not in TASKS]
     if unknown:
         raise ValueError(f"task {unknown[0]!r} is unknown: allowed are {', '.join(TASKS)}")

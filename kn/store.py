@@ -1,11 +1,13 @@
 """Results on disk: a stage's key, its lock, its manifest and provenance.
 
 A result is the folder `<home>/<kind>/<slug>-<hash>/` with metrics.json, further files, and manifest.json, which is
-written last; then one atomic rename makes it real. What has no intact manifest is never read.
+written last; then one atomic rename makes it real. What has no intact manifest is never read, and no stage begins from
+an input one of whose bytes has changed.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +22,8 @@ from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what more room or another folder mends, wherever it was met
+REFUSED = (*FULL, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)  # and what another folder mends, if it was met in the store
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scikit-learn", "pandas")
 
 
@@ -50,8 +54,11 @@ class Stage:
 
     @property
     def path(self) -> str:
-        """Folder relative to the store."""
-        return f"{self.kind}/{self.slug}-{self.hash}"
+        """Folder relative to the store; ValueError where kind or fields would lead out of it."""
+        name = f"{self.slug}-{self.hash}"
+        if not self.kind.isidentifier() or name.startswith(".") or "/" in name or not name.isprintable() or len(name.encode()) > 200:
+            raise ValueError(f"stage {self.kind[:40]!r} with the fields {self.slug[:40]!r} has no name for a folder: letters, digits and punctuation other than / wanted")
+        return f"{self.kind}/{name}"
 
     def __getitem__(self, name: str):
         return dict(self.fields)[name]
@@ -118,7 +125,10 @@ class Store:
     """The results below one folder; safe for several processes."""
 
     def __init__(self, home: Path | str | None = None):
-        self.home = Path(home or os.environ.get("KN_HOME") or Path(__file__).parent.parent / "artifacts").absolute()
+        wanted = home or os.environ.get("KN_HOME") or Path(__file__).parent.parent / "artifacts"
+        if not isinstance(wanted, str | Path) or not str(wanted).isprintable():
+            raise StoreError(f"the store {wanted!r} cannot be a folder's name: choose another folder with KN_HOME=…")
+        self.home = Path(wanted).absolute()
 
     def open(self) -> Store:
         """Make the folder and see that it can be written; StoreError otherwise."""
@@ -140,6 +150,8 @@ class Store:
         folder = self.folder(stage)
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
+            if manifest.pop("digest", digest_of(manifest)) != digest_of(manifest):  # stores of before have none
+                return "the manifest has another content than it says"
             for name, (size, digest) in manifest["files"].items():
                 path = folder / name
                 if path.stat().st_size != size:
@@ -149,7 +161,7 @@ class Store:
             return None if manifest["hash"] == stage.hash else "the manifest belongs to another stage"
         except FileNotFoundError as error:
             return "not there" if not folder.exists() else f"{Path(error.filename).name} is missing"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return f"the manifest cannot be read ({type(error).__name__})"
 
     def scratch(self, stage: Stage) -> Path:
@@ -187,41 +199,68 @@ class Store:
         from filelock import FileLock
 
         final = self.folder(stage)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_name(final.name + ".lock")):
-            if self.damage(stage, deep=True) is None:
-                return False
-            temporary = final.with_name(f"{final.name}.tmp")  # the lock makes it ours: what lies there is a dead run's
-            for rubbish in (final, temporary):
-                shutil.rmtree(rubbish, ignore_errors=True)
-            temporary.mkdir()
-            try:
-                started, clock = time.time(), time.monotonic()
-                metrics = work(stage, temporary, self)
-                provenance = {"started": started, "wall_seconds": time.monotonic() - clock, "peak_bytes": peak_bytes(), "cost": stage.cost, **environment()}
-                self._finish(stage, temporary, metrics, provenance)
-                temporary.rename(final)
-                shutil.rmtree(self.scratch(stage), ignore_errors=True)
-            except OSError as error:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise StoreError(f"{stage.path} could not be written ({error.strerror or error}): free some space or choose another folder with KN_HOME=…") from error
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
+        temporary = final.with_name(f"{final.name}.tmp")
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(final.with_name(final.name + ".lock")):  # makes the temporary folder ours: what lies there is a dead run's
+                if self.damage(stage, deep=True) is None:
+                    return False
+                for need in stage.inputs:
+                    if wrong := self.damage(need, deep=True):
+                        raise StoreError(f"{stage.path} needs {need.path}: {wrong}; run ./run_all.sh to make it again")
+                for rubbish in (final, temporary):
+                    shutil.rmtree(rubbish, ignore_errors=True)
+                temporary.mkdir()
+                try:
+                    started, clock = time.time(), time.monotonic()
+                    metrics = work(stage, temporary, self)
+                    provenance = {"started": started, "wall_seconds": time.monotonic() - clock, "peak_bytes": peak_bytes(), "cost": stage.cost, **environment()}
+                    self._finish(stage, temporary, metrics, provenance)
+                    temporary.rename(final)
+                    shutil.rmtree(self.scratch(stage), ignore_errors=True)
+                except BaseException:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    raise
+        except Exception as error:
+            if reason := unwritable(error, self.home):
+                raise StoreError(f"{stage.path} could not be written ({reason}): free some space or choose another folder with KN_HOME=…") from error
+            raise
         return True
 
     @staticmethod
     def _finish(stage: Stage, folder: Path, metrics: dict, provenance: dict) -> None:
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
+        if not isinstance(metrics, dict):
+            raise TypeError(f"{stage.path} gave {type(metrics).__name__} for its metrics, a dictionary wanted")
+        try:
+            text = json.dumps(metrics, indent=1, allow_nan=False)
+        except ValueError as error:
+            raise ValueError(f"a metric is not a finite number ({error}): the training went wrong, lower its learning rate") from None
+        (folder / "metrics.json").write_text(text)
         paths = sorted(p for p in folder.rglob("*") if p.is_file())
         files = {p.relative_to(folder).as_posix(): (p.stat().st_size, file_sha256(p)) for p in paths}
         inputs = [i.path for i in stage.inputs]
         manifest = {"kind": stage.kind, "hash": stage.hash, "fields": dict(stage.fields), "settings": json.loads(stage.settings), "inputs": inputs, "files": files, "provenance": provenance}
         part = folder / "manifest.part"
-        part.write_text(json.dumps(manifest, indent=1))
+        manifest = json.loads(json.dumps(manifest))  # as it will be read back
+        part.write_text(json.dumps({**manifest, "digest": digest_of(manifest)}, indent=1))
         with part.open() as handle:
             os.fsync(handle.fileno())
         part.rename(folder / "manifest.json")
+
+
+def digest_of(manifest: dict) -> str:
+    """A manifest's own sha256, over everything but the digest itself: reports read its provenance."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def unwritable(error: BaseException, home: Path) -> str:
+    """Why a write failed where another folder or more room would mend it, else ""; libraries that write for us raise kinds of their own."""
+    if isinstance(error, OSError) and error.errno in (REFUSED if str(home) in str(error.filename) else FULL):
+        return error.strerror or str(error)
+    for number in FULL:
+        if not isinstance(error, StoreError) and os.strerror(number) in str(error):
+            return os.strerror(number)
+    return "a file of it was cut short" if "PytorchStreamWriter failed" in str(error) else ""
 
 
 def peak_bytes() -> int:

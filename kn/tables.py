@@ -55,6 +55,8 @@ def find(records: Iterable[dict], path: str, stage: str, **fields: str) -> Found
         value = record["provenance"] if path.startswith("provenance.") else record["metrics"]
         for key in path.removeprefix("provenance.").split("."):
             value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{record['path']}: {path} is {value}, no number for a table")
         if value is not None:
             found.values[record["fields"].get("seed")] = value
             found.stages.append(record["path"])
@@ -115,7 +117,14 @@ def sheet_of(number: int, records: list[dict], profile_name: str) -> Sheet:
 
 def table(number: int, records: list[dict], profile_name: str) -> pandas.DataFrame:
     """One of Tables 1-7, a line per cell, rows and names in the paper's order; ValueError for another number."""
-    return sheet_of(number, records, profile_name).frame()
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"table {number!r} does not exist, allowed: 1-7")
+    if not isinstance(records, list | tuple) or not all(isinstance(record, dict) and {"stage", "fields", "metrics", "path", "provenance"} <= set(record) for record in records):
+        raise TypeError("records must be a list of what Store.record gives: stage, fields, metrics, path and provenance")
+    try:
+        return sheet_of(number, records, profile_name).frame()
+    except (KeyError, AttributeError, TypeError, IndexError, OverflowError, ZeroDivisionError) as error:
+        raise ValueError(f"table {number}: metrics are not as their stage writes them ({type(error).__name__}: {str(error)[:80]})") from None
 
 
 def _configuration(sheet: Sheet, records: list[dict], profile: str) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, logging, set_seed
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, logging, set_seed
 
-from . import corpora, evaluate, glue, profiles, real, shortcuts
+from . import corpora, evaluate, glue, profiles, real, saved, shortcuts, sources
 from .config import KnGPT2Config, KroneckerSpec
 from .distill import Distillation
 from .fit import TokenRows, distillation_of, lm_collate, run_trainer
@@ -47,14 +47,18 @@ def tasks_of(stage: Stage) -> Stage:
 
 def load_model(folder: Path, task: str = "lm", labels: int = 0):
     """A saved GPT-2 or KnGPT2 as language model or, with a fresh head of `labels` outputs, as classifier."""
-    config = json.loads((folder / "config.json").read_text())
+    config = saved.check(folder)
     compressed = config["model_type"] == "kngpt2"
     classes = (KnGPT2LMHeadModel, KnGPT2ForSequenceClassification) if compressed else (GPT2LMHeadModel, GPT2ForSequenceClassification)
     extra = {"num_labels": labels} if task == "glue" else {}
     if config.get("activation_function", "gelu_new") == "gelu_new":
         extra["activation_function"] = "gelu_pytorch_tanh"  # the same function as one operation: faster, and keeps one tensor for the backward pass instead of seven
     attention = "sdpa" if torch.cuda.is_available() or config.get("n_positions", 1024) > SHORT else "eager"
-    model = classes[task == "glue"].from_pretrained(folder, attn_implementation=attention, local_files_only=True, dtype=torch.float32, **extra)
+    asked = {"attn_implementation": attention, "local_files_only": True, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    with saved.in_one_line(folder):
+        model, found = classes[task == "glue"].from_pretrained(folder, **asked, **extra)
+    if missing := sorted(name for name in found["missing_keys"] if not (task == "glue" and name == "score.weight")):
+        raise ValueError(f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: save the whole model there again")
     model.config.pad_token_id, model.config.use_cache = model.config.eos_token_id, False
     return model.to("cuda") if torch.cuda.is_available() else model
 
@@ -67,8 +71,8 @@ def rows_of(store: Store, stage: Stage) -> dict[str, torch.Tensor]:
 def tokenizer_of(settings: dict, corpus: Path | None = None):
     """GPT-2's own from the mirror, the committed one, or the one that the corpus stage trained in its folder."""
     if "mirror" in settings:
-        return AutoTokenizer.from_pretrained(real.mirror_folder() / "gpt2", local_files_only=True)
-    return AutoTokenizer.from_pretrained((ASSETS / settings["assets"] if settings["assets"] else corpus) / "tokenizer", local_files_only=True)
+        return saved.tokenizer(real.mirror_folder() / "gpt2")
+    return saved.tokenizer((ASSETS / settings["assets"] if settings["assets"] else corpus) / "tokenizer")
 
 
 def corpus(stage: Stage, folder: Path, store: Store) -> dict:
@@ -125,6 +129,7 @@ def pretrained(stage: Stage, folder: Path, store: Store) -> dict:
     """A committed pretrained model (float16) as float32, its recipe's cost, and its perplexities."""
     settings, name = settings_of(stage), stage["model"]
     if "mirror" in settings:
+        sources.verify(real.mirror_folder(), settings["mirror"])
         model = load_model(real.mirror_folder() / settings["name"])
         model.save_pretrained(folder / "model")
         commit = settings["mirror"][settings["name"]]["commit"]

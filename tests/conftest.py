@@ -30,6 +30,14 @@ def rehearsal_mirror(tmp_path_factory):
     return rehearsal.build(SHARED, tmp_path_factory.mktemp("rehearsal") / "mirror", tiny=True)
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """(store, tables) of the real plan with work that takes milliseconds, which nobody disturbed."""
+    import cheap
+
+    return cheap.undisturbed(tmp_path_factory.mktemp("whole"))
+
+
 TIMED = {
     "seconds": {"lm": 2.0, "lm_ilkd": 3.0, "glue": 1.0, "glue_ilkd": 2.0}, "flops": {"lm": 1e12, "lm_ilkd": 1.5e12, "glue": 1e12, "glue_ilkd": 1e12},
     "tokens": {"lm": 2000, "lm_ilkd": 2400, "glue": 500, "glue_ilkd": 600}, "bytes": {"teacher": 5e8, "student": 4.9e8, "baseline": 3.3e8}, "tokenized": 1e6, "peak_bytes": 7e9, "device": "a machine",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 
-from kn import KroneckerSpec, compress, fit, profiles
+from kn import KroneckerSpec, checkpoints, compress, fit, profiles
 from kn.distill import Distillation
 
 ROWS = torch.randint(0, 50, (64, 16), generator=torch.Generator().manual_seed(0)).to(torch.int32)
@@ -38,7 +38,7 @@ def test_a_run_of_a_thousand_steps_goes_on_with_the_same_curve(tmp_path):
         run(tmp_path / "stopped", 1000, stop_at=760)
     kept = list((tmp_path / "stopped" / "trainer").glob("checkpoint-*"))
     assert [p.name for p in kept] == ["checkpoint-520"]  # of 500 steps, rounded up to a logged one
-    before = float((tmp_path / "stopped" / "trainer" / "seconds").read_text())
+    before = checkpoints.seconds(kept[0])
     resumed, again, _, spent = run(tmp_path / "stopped", 1000)
     assert again == log and len(log) == 25 and used["steps"] == 1000 and spent > before > 0 and seconds > 0
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))

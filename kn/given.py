@@ -1,0 +1,64 @@
+"""What the public functions are given, checked with one sentence for each refusal: the name, the value, what is allowed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+LARGEST = 2**40  # entries of a weight; nobody has the memory
+
+
+def show(value: object) -> str:
+    """A value in a message: on one line, at most 60 characters."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """A whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {show(value)}: a whole number of at least {least} wanted")
+    if value < least:
+        raise ValueError(f"{name} is {show(value)}: a whole number of at least {least} wanted")
+    return value
+
+
+def number(name: str, value: object, positive: bool = False) -> float:
+    """A finite number that is not negative."""
+    word = "positive" if positive else "not negative"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} is {show(value)}: a finite number that is {word} wanted")
+    if not 0 <= value < math.inf or positive and not value:
+        raise ValueError(f"{name} is {show(value)}: a finite number that is {word} wanted")
+    return value
+
+
+def floats(name: str, value: object, dimensions: int | None = None) -> torch.Tensor:
+    """A tensor of real floating-point numbers that holds something."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} is {show(value)}: a tensor wanted")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} is {show(value)}: floating-point numbers wanted")
+    if dimensions is not None and value.ndim != dimensions:
+        raise ValueError(f"{name} is {show(value)}: {dimensions} dimensions wanted")
+    if not value.numel():
+        raise ValueError(f"{name} is {show(value)}: it is empty")
+    return value
+
+
+def shape(name: str, value: object) -> tuple[int, int]:
+    """Two whole numbers of at least 1."""
+    if not isinstance(value, tuple | list | torch.Size):
+        raise TypeError(f"{name} is {show(value)}: (rows, columns) wanted, such as (2, 1)")
+    if len(value) != 2:
+        raise ValueError(f"{name} is {show(value)}: (rows, columns) wanted, such as (2, 1): two dimensions")
+    return whole(f"{name}'s rows", value[0]), whole(f"{name}'s columns", value[1])
+
+
+def one_of(name: str, value: object, allowed: tuple) -> None:
+    """One of some words."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} {show(value)} is unknown: allowed are {', '.join(map(repr, allowed))}")
