@@ -113,9 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
         plan, _ = stages.plan(profile, options.only, options.seeds, without_mirror=dry)
         if dry:
             print(launch.describe(plan, store, timed(profile, store), options.jobs))
-            for kind, text in doctor.examine(profile.name):
+            for kind, said in doctor.examine(profile.name):
                 if kind != "ok":
-                    print(f"{kind}: {text}")
+                    print(f"{kind}: {said}")
             return 0
         store.open()
         stages.report_folder(profile.name).mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from . import align_llama as align
 from .config import KroneckerSpec
 from .llama import GATED, KnLlamaForCausalLM
-from .moments import low_rank, spread
+from .moments import low_rank, spread, zero
 from .rotary import cross, each, narrow_query_key, outputs, parts, spaced
 
 TOKENS = 16384  # of the calibration text are run through the layers; all of it is counted
@@ -56,7 +56,7 @@ def _turned(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> tuple[
 
 def sensitivity(teacher: LlamaForCausalLM, ids: Tensor) -> Tensor:
     """How much a direction of the embedding matters to the loss: E[g gᵀ] (d, d) of mean diagonal 1, and IDENTITY; g the gradient by a token's embedding."""
-    total = 0.0
+    total = zero(ids)
     for part in ids.split(1):
         x = teacher.model.embed_tokens(part).detach().requires_grad_()
         with torch.enable_grad():
@@ -90,7 +90,7 @@ def mend(layers: tuple[nn.Linear, ...], norms: tuple[nn.Module, nn.Module], x_t:
 
     share: a weight for every row, where the rows are not tokens of a text but the vocabulary's.
     """
-    G = C = 0.0
+    G = C = zero(x_s)
     for t, s, *w in parts(x_t, x_s, *([] if share is None else [share])):
         t, s = norms[0](t), norms[1](s)
         left = s * w[0] if w else s
@@ -113,7 +113,7 @@ class Writer:
         self.W = layer.weight.double().T
         if self.biased:
             self.W = torch.cat([self.W, layer.bias.double()[None]])
-        self.G = self.C = 0.0
+        self.G = self.C = zero(z)
         for a, t, x in parts(z, target, x_t):
             size = x.square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()  # RMSNorm divides by this before anything reads it
             w = torch.where(size > OUTLIER * size.median(), SINK**0.5, 1.0) / size
@@ -143,7 +143,8 @@ def narrow_values(attn: nn.Module, writer: Writer, ridge: float, factor: int) ->
     """The best e/f of a key head's e values, by the mixed values' moments and the output projections of all its query heads; then those refitted. Returns the map (n, n/f)."""
     e, groups = attn.head_dim, attn.num_key_value_groups
     n = attn.o_proj.in_features
-    maps, right = [], []
+    maps: list[Tensor] = []
+    right: list[Tensor] = []
     for key in range(n // e // groups):
         rows = [slice(h * e, (h + 1) * e) for h in align.group(attn, key)]
         pooled = sum(writer.G[r, r] for r in rows)

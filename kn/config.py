@@ -102,6 +102,7 @@ class KroneckerSpec:
 class _KroneckerConfig:
     """What the configurations share: the spec, and AutoModel's knowledge of the models."""
 
+    kronecker: dict | None
     models = ""  # the file of kn with this configuration's models
 
     def __post_init__(self, **kwargs):

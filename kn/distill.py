@@ -99,7 +99,7 @@ def watched(model: nn.Module, hidden_point: str, embedding: Callable, attention:
 
 def fusible(model: nn.Module, labels: Tensor) -> bool:
     """Whether a language model's logits are so many that its losses are better made without them (kn.head)."""
-    return hasattr(model, "lm_head") and labels.numel() * model.config.vocab_size > LOGITS
+    return hasattr(model, "lm_head") and bool(labels.numel() * model.config.vocab_size > LOGITS)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -184,7 +184,8 @@ class Terms:
 
     def total(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 5, and its terms before weighting."""
-        return sum(alpha * term for alpha, term in zip(self.alphas, self.terms.values(), strict=True) if alpha), self.terms
+        weighted = [alpha * term for alpha, term in zip(self.alphas, self.terms.values(), strict=True) if alpha]
+        return sum(weighted, start=self.student.embedding.new_zeros(())), self.terms
 
 
 def vanilla_kd_loss(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None = None, temperature: float = 2.0) -> Tensor:
@@ -217,7 +218,8 @@ class DistillTrainer(Trainer):
             raise ValueError(f"distillation method {distillation.method!r} is unknown: allowed are none, ilkd, vanilla")
         if (teacher is None) != (distillation.method == "none"):
             raise ValueError(f"distillation method {distillation.method!r} and {'no' if teacher is None else 'a'} teacher do not go together")
-        self.distillation, self.sums, self.count = distillation, {}, 0
+        self.sums: dict[str, Tensor] = {}
+        self.distillation, self.count = distillation, 0
         self.model_accepts_loss_kwargs = False  # every loss here is a mean over the batch
         if distillation.method == "ilkd" and not distillation.alphas[3] and not distillation.logit_term:
             used = {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}  # a tied head's are the embedding's

@@ -116,7 +116,8 @@ def read_split(path: Path | str, name: str, split: str) -> list[dict]:
     wanted = [*task.texts, *([] if hidden else [task.label_column])]
     if missing := [column for column in wanted if column not in columns]:
         raise ValueError(f"{path}: column {missing[0]!r} is missing, found: {', '.join(columns)}")
-    places, rows, incomplete = [columns.index(column) for column in wanted], [], 0
+    rows: list[dict] = []
+    places, incomplete = [columns.index(column) for column in wanted], 0
     for number, cells in enumerate(lines[first:], start=first + 1):
         if len(cells) <= max(places):
             if split != "train":
@@ -141,7 +142,8 @@ def read_task(folder: Path | str, name: str, splits: tuple[str, ...] | None = No
 
 def write_task(folder: Path | str, name: str, splits: dict[str, list[dict]]) -> None:
     """Writes GLUE's layout into `folder`; test files carry no labels, those go to test_labels.tsv."""
-    task, folder, kept = task_of(name), Path(folder), [("split", "index", "label")]
+    kept: list[tuple] = [("split", "index", "label")]
+    task, folder = task_of(name), Path(folder)
     for split, rows in splits.items():
         if split not in task.splits:
             raise ValueError(f"{name} has no split {split!r}, allowed: {', '.join(task.splits)}")
@@ -296,7 +298,8 @@ def read_scores(path: Path | str, rows: tuple[str, ...]) -> dict[tuple[str, int]
     """Scores the GLUE server gave, from a CSV with the columns row, seed, task, score (percent): {(row, seed): {task: score}}."""
     import csv
 
-    path, found = Path(path), {}
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    path = Path(path)
     try:
         lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     except OSError as error:

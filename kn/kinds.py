@@ -11,6 +11,7 @@ import json
 import math
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from typing import Any
 
 from .cost import FACTORS
 from .executors import gpus
@@ -32,7 +33,7 @@ BEYOND = ("beyond_alignment", "beyond_compression")  # notebooks beyond the pape
 LEDGER = "claims"  # the notebook that judges every claim
 NOTEBOOKS = (*TABLES, *BEYOND, LEDGER)
 STARTS = ("svd", "aligned")
-SIZES = [  # of beyond_compression: (method, KroneckerSpec's fields); lowrank and narrow have the parameters of the Kronecker model of that spec
+SIZES: list[tuple[str, dict[str, Any]]] = [  # of beyond_compression: (method, KroneckerSpec's fields); lowrank and narrow have the parameters of the Kronecker model of that spec
     *(("aligned", {"layers": layers, "factor": factor}) for layers in ("odd", "all") for factor in (2, 4, 8)),
     *(("svd", {"layers": layers, "factor": factor}) for layers in ("odd", "all") for factor in (2, 4)),
     ("svd", {"layers": "odd", "factor": 4, "rank": 2}), ("svd", {"layers": "odd", "factor": 2, "head": "tied"}),
@@ -62,7 +63,7 @@ def asset_digest(folder: Path) -> str:
     if not any(p.suffix in (".safetensors", ".json") for p in files):
         raise StoreError(f"the pretrained model {folder} is missing: restore it with `git checkout -- {folder.relative_to(ROOT)}`")
     listed = folder.parent / "SHA256SUMS"
-    known = dict(reversed(line.split()) for line in listed.read_text().splitlines()) if listed.exists() else {}
+    known = {name: digest for digest, name in map(str.split, listed.read_text().splitlines())} if listed.exists() else {}
     for path in files:
         name = path.relative_to(folder.parent).as_posix()
         if known.get(name) != file_sha256(path):
@@ -149,7 +150,7 @@ class Plan:
         if self.real:
             shares = {"sample": p.text.sample, "sample_seed": p.text.sample_seed, "web_shares": p.text.web_shares, "limit": p.text.limit}
             return stage("corpus", {"text": shares, "context": p.model.context, **self.mirrored("gpt2", "wikitext", "openwebtext")}, amount=(0, self.counts["sample"] + self.counts["wiki"]))
-        settings = {"text": dataclasses.asdict(p.text), "context": p.model.context, "assets": p.assets}
+        settings: dict[str, Any] = {"text": dataclasses.asdict(p.text), "context": p.model.context, "assets": p.assets}
         if p.assets:
             asset_digest(ASSETS / p.assets / "tokenizer")
         else:

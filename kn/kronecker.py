@@ -192,7 +192,7 @@ class KroneckerEmbedding(nn.Module):
     def from_embedding(cls, embedding: nn.Embedding, factor: int, scale: str = "sqrt") -> KroneckerEmbedding:
         """The nearest Kronecker embedding to a dense one."""
         weight = embedding.weight.detach()
-        layer = cls(*weight.shape, factor).to(device=weight.device, dtype=weight.dtype)
+        layer = cls(weight.shape[0], weight.shape[1], factor).to(device=weight.device, dtype=weight.dtype)
         layer.approximate(weight, scale)
         return layer
 

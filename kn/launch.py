@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from . import cost
 from .executors import Processes, WorkerDied, cores, gpus
@@ -76,7 +77,9 @@ def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None,
         for need in item.inputs:
             if need.path in users:
                 users[need.path] = max(users[need.path], users[item.path])
-    failed, ran, running = {}, [], {}
+    failed: dict[str, str] = {}
+    running: dict[Any, Stage] = {}
+    ran: list[str] = []
     out = stream or sys.stderr
     bar = tqdm(
         total=round(sum(i.cost for i in missing.values()) / 1e9), desc="stages", file=out, mininterval=0.5 if out.isatty() else 30, ncols=100,
@@ -101,7 +104,7 @@ def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None,
                 break
             bar.set_postfix_str(" · ".join(sorted(item.path.rpartition("-")[0] for item in running.values()))[:48], refresh=out.isatty())
             for item, answer in executor.wait(running):
-                if isinstance(answer, Exception):
+                if isinstance(answer, BaseException):
                     failed[item.path] = f"{type(answer).__name__}: {answer}"
                 elif answer:
                     ran.append(item.path)

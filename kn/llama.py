@@ -86,14 +86,16 @@ class NarrowGatedFeedForward(nn.Module):
         return self.down_proj(in_parts(self.mix, self.gate_proj(x), self.up_proj(x)))
 
     def mix(self, a: Tensor, e: Tensor, out: Tensor | None = None) -> Tensor:
-        z = None
-        for j in range(self.factor):
-            if self.gate_bias is None:
-                gate, value = self.act_fn(a * self.gate_scale[j]), self.weight[j]
-            else:
-                gate, value = self.act_fn(torch.addcmul(self.gate_bias[j], a, self.gate_scale[j])), torch.addcmul(self.up_bias[j], e, self.weight[j])
-            z = torch.mul(gate, value, out=out) if z is None else torch.addcmul(z, gate, value, out=out)
+        z = torch.mul(*self._term(0, a, e), out=out)
+        for j in range(1, self.factor):
+            z = torch.addcmul(z, *self._term(j, a, e), out=out)
         return torch.mul(z, e, out=out) if self.up_bias is None else z
+
+    def _term(self, j: int, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        """g(b_j a + β_j), and what multiplies it: c_j (b'_j e + β'_j), or without biases c_j b'_j alone."""
+        if self.gate_bias is None:
+            return self.act_fn(a * self.gate_scale[j]), self.weight[j]
+        return self.act_fn(torch.addcmul(self.gate_bias[j], a, self.gate_scale[j])), torch.addcmul(self.up_bias[j], e, self.weight[j])
 
 
 class GatedFeedForward:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,16 @@ from .config import KroneckerSpec
 from .fold import fold, install_narrow
 from .kronecker import KroneckerEmbedding, KroneckerHead, KroneckerLinear
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Stock
+else:
+    _Stock = object  # the class that follows the mixin is one
+
 FAMILIES = {"gpt2": "gpt2", "llama": "llama"}  # model_type of a teacher: the file of kn with its STUDENTS
 FACTORED = (KroneckerLinear, KroneckerEmbedding, KroneckerHead)
 
 
-class KroneckerModel:
+class KroneckerModel(_Stock):
     """Mixin before a transformers model class: builds the factors from the configuration, initialises, resizes, folds, goes back to dense.
 
     A family sets blocks and table (module paths in its base model), matrices {path in a block: (side that shares an entry

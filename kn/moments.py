@@ -21,6 +21,11 @@ def parts(streams: tuple[Tensor, ...]):
     return zip(*(stream.split(max(1, TOKENS // stream.shape[1])) for stream in streams), strict=True)
 
 
+def zero(beside: Tensor) -> Tensor:
+    """A float64 0 on the device of a tensor, for sums of any shape to start from."""
+    return torch.zeros((), dtype=torch.float64, device=beside.device)
+
+
 @torch.no_grad()
 def in_parts(function: Callable[..., Tensor], *streams: Tensor) -> Tensor:
     """function over the streams, a few sequences at a time."""
@@ -30,7 +35,7 @@ def in_parts(function: Callable[..., Tensor], *streams: Tensor) -> Tensor:
 @torch.no_grad()
 def moments(samples: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> Tensor:
     """Σ xᵀ y (n, m) over all samples (x, y) that `samples` makes of the streams, float64."""
-    return sum(_product(*samples(*part)) for part in parts(streams))
+    return sum((_product(*samples(*part)) for part in parts(streams)), start=zero(streams[0]))
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

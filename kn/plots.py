@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas
 
 INK = "#2b3038"  # the plots' text and axes; on pages it becomes the colour of the text
-LOOK = {f"{part}color": INK for part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")} | {
+LOOK: dict[Any, Any] = {f"{part}color": INK for part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")} | {
     "font.size": 9, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.grid": True,
     "axes.axisbelow": True, "grid.color": "#88888855", "grid.linewidth": 0.5,
 }  # fmt: skip

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -41,7 +42,8 @@ class Rows:
 
     def __init__(self, tokenizer, context: int, end: bool):
         self.tokenizer, self.context, self.end = tokenizer, context, end
-        self.parts, self.counts = [], {"documents": 0, "bytes": 0, "words": 0}
+        self.parts: list[numpy.ndarray] = []
+        self.counts = {"documents": 0, "bytes": 0, "words": 0}
 
     def add(self, texts: list[str]) -> None:
         """Tokenise some texts, each followed by the end-of-text token if `end`."""
@@ -65,7 +67,8 @@ def corpus(settings: dict, folder: Path, tokenizer) -> dict:
     mirror, text, context = mirror_folder(), settings["text"], settings["context"]
     if len(tokenizer) > 2**16:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, rows of 16 bits hold 65,536")
-    rows, metrics = {}, {"fingerprint": hashlib.sha256(json.dumps(settings["mirror"], sort_keys=True).encode()).hexdigest()[:16]}
+    rows: dict[str, torch.Tensor] = {}
+    metrics: dict[str, Any] = {"fingerprint": hashlib.sha256(json.dumps(settings["mirror"], sort_keys=True).encode()).hexdigest()[:16]}
 
     def keep(name: str, made: Rows) -> None:
         whole, counts = made.finish()

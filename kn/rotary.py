@@ -101,7 +101,7 @@ def narrow_query_key(dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tenso
     q, k = heads(attn.q_proj, block.input_layernorm, x_s), heads(attn.k_proj, block.input_layernorm, x_s)
     roots_q, roots_k = (torch.stack([root(cross(h, h) / h[..., 0].numel()) for h in x.unbind(1)]) for x in (q, k))
     q, k = (torch.linalg.solve_triangular(r.to(x.dtype), x, upper=True, left=False) for r, x in ((roots_q, q), (roots_k, k)))  # white: L-BFGS then needs few steps
-    q = [x[:, rows] for x, rows in zip(q, asked, strict=True)]
+    queries = [x[:, rows] for x, rows in zip(q, asked, strict=True)]
     free = [(r @ m).to(k.dtype).requires_grad_() for r, m in zip((roots_q, roots_k), starts(roots_q, roots_k, positions, factor), strict=True)]
     few_cos, few_sin = cos[:, ::factor], sin[:, ::factor]
     optimizer = torch.optim.LBFGS(free, max_iter=STEPS, max_eval=STEPS * 5 // 4, history_size=20, tolerance_change=0, tolerance_grad=0, line_search_fn="strong_wolfe")
@@ -110,9 +110,9 @@ def narrow_query_key(dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tenso
     def divergence() -> Tensor:
         """Up to the teacher's entropy; gradients are added sequence by sequence."""
         optimizer.zero_grad()
-        total = 0.0
+        total = free[0].new_zeros(())
         for i, target in enumerate(targets):
-            mine = turned_by(q[i] @ free[0], few_cos[asked[i]], few_sin[asked[i]]).unflatten(0, (-1, groups)).flatten(1, 2)  # (key heads, groups · n, e/f)
+            mine = turned_by(queries[i] @ free[0], few_cos[asked[i]], few_sin[asked[i]]).unflatten(0, (-1, groups)).flatten(1, 2)  # (key heads, groups · n, e/f)
             score = (scale * mine @ turned_by(k[i] @ free[1], few_cos, few_sin).transpose(-1, -2)).view_as(target)
             loss = -(target * score.masked_fill(later[i], -1e4).log_softmax(-1)).sum() / target[..., 0].numel() / len(targets)
             loss.backward()

@@ -139,7 +139,8 @@ def openwebtext(mirror: Path, share: float, held: tuple[float, float], seed: int
 
 def glue_rows(mirror: Path, task: str) -> dict[str, list[dict]]:
     """All splits of a task as rows {"texts", "label" (None where hidden), "index"}."""
-    names, made = GLUE_TEXTS[task], {}
+    made: dict[str, list[dict]] = {}
+    names = GLUE_TEXTS[task]
     for split in glue.TASKS[task].splits:
         rows = made.setdefault(split, [])
         for path in files_of(mirror, split.replace("dev", "validation"), "glue", task):

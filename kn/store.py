@@ -83,7 +83,7 @@ def file_sha256(path: Path) -> str:
 @lru_cache
 def environment() -> dict:
     """Versions, device and commit of this process, for provenance."""
-    found = {}
+    found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             found[name] = version(name)

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,12 +51,12 @@ def load_model(folder: Path, task: str = "lm", labels: int = 0):
     config = json.loads((folder / "config.json").read_text())
     compressed = config["model_type"] == "kngpt2"
     classes = (KnGPT2LMHeadModel, KnGPT2ForSequenceClassification) if compressed else (GPT2LMHeadModel, GPT2ForSequenceClassification)
-    extra = {"num_labels": labels} if task == "glue" else {}
+    extra: dict[str, Any] = {"num_labels": labels} if task == "glue" else {}
     if config.get("activation_function", "gelu_new") == "gelu_new":
         extra["activation_function"] = "gelu_pytorch_tanh"  # the same function as one operation: faster, and keeps one tensor for the backward pass instead of seven
     attention = "sdpa" if torch.cuda.is_available() or config.get("n_positions", 1024) > SHORT else "eager"
     model = classes[task == "glue"].from_pretrained(folder, attn_implementation=attention, local_files_only=True, dtype=torch.float32, **extra)
-    model.config.pad_token_id, model.config.use_cache = model.config.eos_token_id, False
+    model.config.update({"pad_token_id": model.config.eos_token_id, "use_cache": False})
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
@@ -83,7 +84,8 @@ def corpus(stage: Stage, folder: Path, store: Store) -> dict:
     if not settings["assets"]:
         corpora.train_tokenizer(built["web"].train, settings["vocabulary"]).save_pretrained(folder / "tokenizer")
     tokenizer = tokenizer_of(settings, folder)
-    rows, metrics = {}, {"fingerprint": corpora.fingerprint(built)}
+    rows: dict[str, torch.Tensor] = {}
+    metrics: dict[str, Any] = {"fingerprint": corpora.fingerprint(built)}
     metrics["as_committed"] = not text["fingerprint"] or metrics["fingerprint"] == text["fingerprint"]
     splits = {f"{g}_{s}": getattr(c, s) for g, c in built.items() for s in ("train", "valid", "test")}
     splits = {name: docs[: text["limit"]] if text["limit"] else docs for name, docs in splits.items()}
