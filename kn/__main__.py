@@ -14,7 +14,7 @@ from .store import Store, StoreError
 
 
 def table_list(text: str) -> list[int | str]:
-    """ "4,5,beyond" → [4, 5, "beyond_alignment", "beyond_compression"]; argparse error for anything else than tables 1 to 7, beyond and claims."""
+    """ "4,5,beyond" → [4, 5, "beyond_alignment", "beyond_compression"]; ArgumentTypeError for anything else than tables 1 to 7, beyond and claims."""
     found: set[int | str] = set()
     for part in (part.strip() for part in text.split(",")):
         if part in ("beyond", kinds.LEDGER, *kinds.BEYOND):
@@ -29,7 +29,7 @@ def table_list(text: str) -> list[int | str]:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """A whole number of at least 1; ArgumentTypeError for anything else."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a stage or notebook failed, 2 something is wrong with what was asked for."""
+    """Run one command line; exit status: 0 done, 1 a stage or notebook failed, 2 something is wrong with what was asked for."""
     options = parser().parse_args(arguments)
     try:
         if options.command == "rebuild":

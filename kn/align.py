@@ -50,7 +50,7 @@ def writers(model: Model) -> list[Tensor]:
 
 
 def centre(model: Model) -> None:
-    """Subtract the mean over d from all that is written into the stream: every LayerNorm subtracts it anyway. Needs an untied head."""
+    """Subtract the mean over d from all that is written into the stream: every LayerNorm subtracts it anyway. ValueError for a tied head."""
     if head_of(model).weight is model.transformer.wte.weight:
         raise ValueError("the head is tied to the embedding, which centring changes: take untied(model)")
     for parameter in writers(model):
@@ -59,7 +59,7 @@ def centre(model: Model) -> None:
 
 
 def fold_norms(model: Model) -> None:
-    """Move every LayerNorm's gain and bias into what reads it: W ← diag(g) W, b ← b + β W; ln_f keeps β / g. ValueError where a gain of ln_f is 0."""
+    """Move every LayerNorm's gain and bias into what reads it: W ← diag(g) W, b ← b + β W; ln_f keeps β / g. ValueError for a tied head, or where a gain of ln_f is 0."""
     if head_of(model).weight is model.transformer.wte.weight:
         raise ValueError("the head is tied to the embedding, and takes up the gain of ln_f: take untied(model)")
     last = model.transformer.ln_f
@@ -78,7 +78,7 @@ def fold_norms(model: Model) -> None:
 
 
 def rotate(model: Model, Q: Tensor) -> None:
-    """Turn the stream by an orthogonal Q (d, d) with Q·1 = 1, after centre and fold_norms: LayerNorm(x Q) = LayerNorm(x) Q then."""
+    """Turn the stream by an orthogonal Q (d, d) with Q·1 = 1, after centre and fold_norms: LayerNorm(x Q) = LayerNorm(x) Q then. ValueError for another Q, or before those."""
     Q = Q.detach().double().to(model.device)
     ones = torch.ones_like(Q[0])
     if (Q @ Q.T - torch.eye(len(Q), dtype=Q.dtype, device=Q.device)).abs().max() > TOLERANCE or (Q @ ones - ones).abs().max() > TOLERANCE:
@@ -94,7 +94,7 @@ def rotate(model: Model, Q: Tensor) -> None:
 
 
 def permute_units(model: Model, layer: int, order: Tensor) -> None:
-    """Put the hidden units of one feed-forward network into another order (a permutation of its indices)."""
+    """Put the hidden units of one feed-forward network into another order, a permutation of its indices; ValueError for another."""
     mlp = model.transformer.h[layer].mlp
     if sorted(order.tolist()) != list(range(mlp.c_fc.weight.shape[1])):
         raise ValueError(f"order must be a permutation of 0 to {mlp.c_fc.weight.shape[1] - 1}")

@@ -114,6 +114,7 @@ class Half:
 
     @property
     def reader(self) -> nn.Module:
+        """The layer that reads the normed stream: c_attn or c_fc."""
         return getattr(self.module, self._reader)
 
     @reader.setter
@@ -122,6 +123,7 @@ class Half:
 
     @property
     def writer(self) -> nn.Module:
+        """The layer that adds to the stream: c_proj."""
         return self.module.get_submodule("c_proj")
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -190,7 +192,7 @@ def correct_head(student: nn.Module, teacher: nn.Module, x_t: Tensor, x_s: Tenso
 
 
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
-    """One line for what cannot be aligned."""
+    """Raises ValueError, one line, for a model, a spec or calibration ids (sequences, length) that cannot be aligned."""
     if model.config.model_type != "gpt2":
         raise ValueError(f"init 'aligned' is for GPT-2 and Llama, not yet for {model.config.model_type}: take init='svd'")
     if model.device.type in ("mps", "meta"):

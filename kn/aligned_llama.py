@@ -185,7 +185,7 @@ def narrow_units(mlp: nn.Module, writer: Writer, ridge: float, factor: int) -> T
 
 
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
-    """One line for what cannot be aligned."""
+    """Raises ValueError, one line, for a model, a spec or calibration ids (sequences, length) that cannot be aligned."""
     if type(model) is not LlamaForCausalLM:
         raise ValueError(f"init 'aligned' takes LlamaForCausalLM among Llama's classes, got {type(model).__name__}: take init='svd'")
     config = model.config

@@ -64,6 +64,7 @@ class Numbers:
         return self.cells[table, row, column]
 
     def tasks(self, table: str) -> list[str]:
+        """Columns of the tasks that are informative in a table."""
         return [task for task in TASKS.values() if (table, task) not in self.dull]
 
 

@@ -62,7 +62,7 @@ def kept(question: dict, store: Store) -> Path:
 
 
 def timing(profile: Profile, precision: str, store: Store) -> dict:
-    """{"seconds", "flops": {kind: of a step}, "peak_bytes", "bytes": of saved models}, measured now or kept in the store from before."""
+    """{"seconds", "flops": {kind: of a step}, "peak_bytes", "bytes": of saved models}, seconds and FLOPs of a step, measured now or kept in the store; CostError where the timing run fails."""
     question = asked(profile, precision)
     file = kept(question, store)
     if file.is_file():

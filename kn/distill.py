@@ -40,7 +40,8 @@ def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, t
 
     `head=False` leaves out the output head (logits and loss are None): a teacher's logits are not part of eq. 5. `logits=False`
     gives a language model's loss without its logits where those would be large: they stand in memory for some tokens at a time.
-    `through` is what wraps the model and must be called in its place (DistributedDataParallel).
+    `through` is what wraps the model and must be called in its place (DistributedDataParallel). Raises ValueError for an unknown
+    hidden_point, RuntimeError where a layer did not run exactly once.
     """
     found = Captured(torch.empty(0), [], [], [], None, None, [block.attn.scaling for block in model.transformer.h])
 
@@ -136,7 +137,7 @@ def ilkd_against(student: Captured, teacher: nn.Module, alphas: tuple[float, flo
                  head: bool = False, **inputs) -> tuple[Tensor, dict[str, Tensor], Tensor]:  # fmt: skip
     """ilkd_loss with the teacher run here, without gradients: what each of its layers gives is compared at once and let go, and the student's hidden state with it.
 
-    Returns the loss, its terms, and with `head` the teacher's logits, else its last hidden states. Raises as ilkd_loss does.
+    Returns the loss, its terms, and with `head` the teacher's logits, else its last hidden states. Raises ValueError as ilkd_loss does.
     """
     terms, layers = Terms(student, alphas, inputs.get("attention_mask"), direction), len(teacher.transformer.h)
     if len(student.q) != layers:
@@ -157,7 +158,7 @@ def ilkd_against(student: Captured, teacher: nn.Module, alphas: tuple[float, flo
 
 
 class Terms:
-    """The terms of eq. 5, gathered layer by layer."""
+    """The terms of eq. 5, gathered layer by layer; ValueError for other than four alphas, or for α4 ≠ 0 without labels."""
 
     def __init__(self, student: Captured, alphas: tuple[float, float, float, float], attention_mask: Tensor | None, direction: str):
         if len(alphas) != 4:
@@ -210,7 +211,10 @@ class Distillation:
 
 
 class DistillTrainer(Trainer):
-    """transformers' Trainer with the loss of a Distillation; logs every term apart under its name."""
+    """transformers' Trainer with the loss of a Distillation (eq. 5, or vanilla KD); logs every term apart under its name.
+
+    Raises ValueError for an unknown method, or where method and teacher do not go together.
+    """
 
     def __init__(self, *args, distillation: Distillation = Distillation(), teacher: nn.Module | None = None, **kwargs):
         super().__init__(*args, **kwargs)

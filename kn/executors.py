@@ -113,7 +113,7 @@ class Processes:
         return {self.pool.submit(work, item.to_json(), self.home): item for item in items}
 
     def wait(self, running: dict) -> list[tuple[Stage, bool | BaseException]]:
-        """(stage, whether it ran or its error) of those that have ended, at least one; they leave `running`."""
+        """(stage, whether it ran or its error) of those that have ended, at least one; they leave `running`. WorkerDied where a process died."""
         ended: list[tuple[Stage, bool | BaseException]] = []
         for handle in wait(running, return_when=FIRST_COMPLETED).done:
             error = handle.exception()
@@ -123,6 +123,7 @@ class Processes:
         return ended
 
     def close(self) -> None:
+        """Let the running stages end, start no others."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -139,7 +139,7 @@ def dense_state(model: KroneckerModel, dense: nn.Module) -> dict[str, Tensor]:
 
 
 def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibration=None) -> KroneckerModel:
-    """The compressed model of a GPT-2 or Llama (language model, sequence classifier or neither), started from the nearest Kronecker products.
+    """The compressed model of a GPT-2 or Llama (language model, sequence classifier or neither), started from the nearest Kronecker products (eq. 1, §3.2).
 
     The output head stays dense, a clone of the teacher's and no longer tied to the embedding, unless spec.head is "tied".
     `calibration`, token ids (sequences, length) of some text, is for init="aligned" (aligned.py). Raises TypeError for other model classes and ValueError for specs the model cannot take.
@@ -164,7 +164,7 @@ def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibratio
 
 
 def factor(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
-    """The compressed model whose matrices are the Kronecker products nearest to this one's, whatever it was started from: what `compress` ends with."""
+    """The compressed model whose matrices are the Kronecker products nearest to this one's, whatever it was started from: what `compress` ends with. ValueError where its weights do not fit."""
     student_class = import_module(f".{FAMILIES[model.config.model_type]}", __package__).STUDENTS[type(model)]
     fields = {k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "architectures", "tie_word_embeddings")}
     config = student_class.config_class(**fields, kronecker=asdict(spec))

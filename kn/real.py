@@ -29,7 +29,7 @@ def mirror_folder(home: Path | None = None) -> Path:
 
 
 def digest(items: tuple[str, ...]) -> dict[str, dict]:
-    """What of the mirror a stage depends on: commit and the sha256 of every file, by item."""
+    """What of the mirror a stage depends on: commit and the sha256 of every file, by item; SourceError for an item that is not there."""
     known = sources.manifest(mirror_folder())["items"]
     missing = [name for name in items if name not in known]
     if missing:
@@ -63,7 +63,10 @@ class Rows:
 
 
 def corpus(settings: dict, folder: Path, tokenizer) -> dict:
-    """WikiText-103 whole and a random share of OpenWebText as token rows; counts of documents, bytes, words and tokens."""
+    """WikiText-103 whole and a random share of OpenWebText as token rows; counts of documents, bytes, words and tokens.
+
+    ValueError for a tokenizer of more than 16 bits, SourceError for a split without a full row.
+    """
     mirror, text, context = mirror_folder(), settings["text"], settings["context"]
     if len(tokenizer) > 2**16:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, rows of 16 bits hold 65,536")

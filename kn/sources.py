@@ -70,7 +70,7 @@ def manifest(mirror: Path) -> dict:
 
 
 def files_of(mirror: Path, split: str, *folders: str) -> list[Path]:
-    """Parquet files of one split below a folder of the mirror, in name order: <split>-00000-of-00002.parquet or <split>/0000.parquet."""
+    """Parquet files of one split below a folder of the mirror, in name order: <split>-00000-of-00002.parquet or <split>/0000.parquet; SourceError for none."""
     folder = mirror.joinpath(*folders)
     found = sorted(p for p in folder.rglob("*.parquet") if p.name.startswith(f"{split}-") or p.parent.name in (split, f"partial-{split}"))
     if not found:
@@ -97,7 +97,7 @@ def columns(path: Path, names: tuple[str, ...], batch: int = 4096) -> Iterator[d
 
 
 def texts_of(path: Path, column: str = "text") -> Iterator[str]:
-    """The strings of one column."""
+    """The strings of one column; SourceError for what is no text."""
     for part in columns(path, (column,)):
         for text in part[column]:
             if not isinstance(text, str):

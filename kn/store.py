@@ -183,7 +183,7 @@ class Store:
             shutil.rmtree(self.scratch(item), ignore_errors=True)
 
     def make(self, stage: Stage, work) -> bool:
-        """Run work(stage, temporary folder, store) -> metrics unless an intact result is there; True if it ran."""
+        """Run work(stage, temporary folder, store) -> metrics unless an intact result is there; True if it ran. StoreError where it cannot be written."""
         from filelock import FileLock
 
         final = self.folder(stage)

@@ -42,9 +42,11 @@ class Found:
     stages: list[str] = field(default_factory=list)
 
     def map(self, change: Callable[[Any], Any]) -> Found:
+        """The values changed, one by one."""
         return Found({seed: change(value) for seed, value in self.values.items()}, self.stages)
 
     def mean(self) -> float | None:
+        """The mean over seeds; None where there is no value."""
         return statistics.fmean(self.values.values()) if self.values else None
 
 
@@ -73,6 +75,7 @@ class Sheet:
         self.paper = {(cell.row, cell.column): cell for cell in printed(table).itertuples()} if isinstance(table, int) else {}
 
     def add(self, row: str, column: str, found: Found, metric: str = "", unit: str = "", verdict: str = "", paper: Any = ...) -> None:
+        """One line: values over seeds as mean and standard deviation, beside the printed one of this row and column, or the one given."""
         cell = self.paper.get((row, column)) if paper is ... else None
         if cell is not None:
             value = value_of(cell.value)
@@ -94,6 +97,7 @@ class Sheet:
         self.by_seed += [[self.table, row, column, metric, unit, verdict, seed, value, made.get(seed, "")] for seed, value in found.values.items() if numeric and not isinstance(seed, tuple)]
 
     def frame(self) -> pandas.DataFrame:
+        """The table, a line per cell (COLUMNS)."""
         import pandas
 
         return pandas.DataFrame(self.lines, columns=COLUMNS).astype({"paper": object, "ours": object, "sd": float, "delta": float})
@@ -106,6 +110,7 @@ class Sheet:
 
 
 def rounded(value: float) -> int | float:
+    """Six digits, as tables show them; whole numbers as they are."""
     return value if isinstance(value, int) else float(f"{value:.6g}")
 
 
@@ -232,6 +237,7 @@ def _perplexity(sheet: Sheet, records: list[dict], profile: str) -> None:
 
 
 def untuned(records: list[dict], model: str, path: str = "perplexity.wiki.test") -> Found:
+    """A value of the "teacher", "baseline" or "student" before it is fine-tuned, by seed."""
     if model == "student":
         return find(records, path, "pretrain", on="web", objective="lm_kd")
     return find(records, path, "pretrained", model=model)

@@ -34,7 +34,7 @@ def settings_of(stage: Stage) -> dict:
 
 
 def needed(stage: Stage, kind: str, **fields) -> Stage:
-    """The one input of this kind (and fields)."""
+    """The one input of this kind (and fields); RuntimeError for none or several."""
     found = [i for i in stage.inputs if i.kind == kind and all(i[k] == v for k, v in fields.items())]
     if len(found) != 1:
         raise RuntimeError(f"{stage.path} has {len(found)} inputs of kind {kind}, wanted one")

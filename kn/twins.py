@@ -189,6 +189,7 @@ def build_twins(
     """{task: {split: rows}} with rows {"texts", "label", "index"}; sizes {task: (train, dev, test)}, the latter two of each set, are upper bounds.
 
     Each split is made from its own documents; no sentence of a task stands in two splits. MNLI's mismatched sets come from the `other` documents.
+    Raises ValueError for an unknown task.
     """
     if unknown := [name for name in sizes if name not in TASKS]:
         raise ValueError(f"unknown task {unknown[0]!r}, allowed: {', '.join(TASKS)}")
