@@ -17,8 +17,8 @@ from transformers import LlamaForCausalLM
 from . import align_llama as align
 from .config import KroneckerSpec
 from .llama import GATED, KnLlamaForCausalLM
-from .moments import low_rank, spread, zero
-from .rotary import cross, each, narrow_query_key, outputs, parts, spaced
+from .moments import in_parts, low_rank, parts, spread, zero
+from .rotary import cross, narrow_query_key, outputs, spaced
 
 TOKENS = 16384  # of the calibration text are run through the layers; all of it is counted
 FIRST = 65536  # tokens for the first layer, where a halved embedding asks for many different ones
@@ -256,7 +256,7 @@ def prepare(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaF
         start = 1
     x_t, x_s, positions = inputs(TOKENS)
     if start:
-        x_t, x_s = (each(lambda x, b=b: b(x, position_embeddings=positions), x) for b, x in zip(blocks[0], (x_t, x_s), strict=True))
+        x_t, x_s = (in_parts(lambda x, b=b: b(x, position_embeddings=positions), x) for b, x in zip(blocks[0], (x_t, x_s), strict=True))
     for index in range(start, len(blocks)):
         x_t, x_s = step(index, x_t, x_s, positions, WRITE)
     if DENSE:
@@ -269,7 +269,7 @@ def _read_by(layer: nn.Linear, function: Callable[[Tensor], Tensor], x: Tensor) 
     """What a layer reads while function(x) runs, some sequences at a time."""
     found = []
     hook = layer.register_forward_pre_hook(lambda _layer, inputs: found.append(inputs[0]))
-    each(function, x)
+    in_parts(function, x)
     hook.remove()
     return torch.cat(found)
 
@@ -283,7 +283,7 @@ def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, factor: int, b
 
     if factor > 1:
         narrow_query_key(dense, block, x_t, x_s, positions, factor)
-    after = x_t + each(attend(dense), x_t)
+    after = x_t + in_parts(attend(dense), x_t)
     mixed = _read_by(attn.o_proj, attend(block), x_s)
     if behind or factor > 1:
         writer = Writer(attn.o_proj, mixed, after - x_s, after)
@@ -291,14 +291,14 @@ def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, factor: int, b
             writer.refit(WRITE)
         else:
             A = narrow_values(attn, writer, WRITE, factor).to(mixed.dtype)
-            mixed = each(lambda z: nn.functional.pad((z @ A)[..., None], (0, factor - 1)).flatten(-2), mixed)
-    return after, x_s + each(attn.o_proj, mixed)
+            mixed = in_parts(lambda z: nn.functional.pad((z @ A)[..., None], (0, factor - 1)).flatten(-2), mixed)
+    return after, x_s + in_parts(attn.o_proj, mixed)
 
 
 def _feed_forward(dense, block, x_t: Tensor, x_s: Tensor, factor: int, behind: bool, ridge: float) -> tuple[Tensor, Tensor]:
     """Both streams after the feed-forward network, the student's narrowed if factor > 1, or refitted if it lies behind what is compressed."""
     mlp = block.mlp
-    after = x_t + each(lambda x: dense.mlp(dense.post_attention_layernorm(x)), x_t)
+    after = x_t + in_parts(lambda x: dense.mlp(dense.post_attention_layernorm(x)), x_t)
     hidden = _read_by(mlp.down_proj, lambda x: block.mlp(block.post_attention_layernorm(x)), x_s)
     if behind or factor > 1:
         writer = Writer(mlp.down_proj, hidden, after - x_s, after)
@@ -306,5 +306,5 @@ def _feed_forward(dense, block, x_t: Tensor, x_s: Tensor, factor: int, behind: b
             writer.refit(ridge)
         else:
             keep = narrow_units(mlp, writer, ridge, factor)
-            hidden = each(lambda z: nn.functional.pad(z[..., keep, None], (0, factor - 1)).flatten(-2), hidden)
-    return after, x_s + each(mlp.down_proj, hidden)
+            hidden = in_parts(lambda z: nn.functional.pad(z[..., keep, None], (0, factor - 1)).flatten(-2), hidden)
+    return after, x_s + in_parts(mlp.down_proj, hidden)

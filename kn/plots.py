@@ -41,10 +41,7 @@ def figure(number: int, frame: pandas.DataFrame, records: list[dict]) -> matplot
         plot = Figure(figsize=(9, 3.3), layout="constrained")
         axes = list(plot.subplots(1, {2: 4, 5: 1, 6: 1}.get(number, 2), squeeze=False).flatten())
         _draw(number, frame, records, axes)
-        for axis in axes:
-            if not axis.has_data():
-                axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes)
-                axis.set(xticks=[], yticks=[])
+        _say_not_run(axes)
     return plot
 
 
@@ -90,11 +87,16 @@ def beyond(name: str, frame: pandas.DataFrame) -> matplotlib.figure.Figure:
                 _sizes(axis, known, when)
             if axes[0].has_data():
                 plot.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7.5, columnspacing=1.2, handletextpad=0.3)
-        for axis in axes:
-            if not axis.has_data():
-                axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes)
-                axis.set(xticks=[], yticks=[])
+        _say_not_run(axes)
     return plot
+
+
+def _say_not_run(axes: Any) -> None:
+    """On every one of these axes that shows nothing."""
+    for axis in axes:
+        if not axis.has_data():
+            axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes)
+            axis.set(xticks=[], yticks=[])
 
 
 def _ingredients(axis: Any, frame: pandas.DataFrame) -> None:

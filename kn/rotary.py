@@ -6,14 +6,11 @@ stay, and what queries and keys have there is fitted to the teacher's attention 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor, nn
 
-from .moments import root, spread
+from .moments import in_parts, root, spread
 
-PART = 4096  # tokens at a time
 SEQUENCES = 16  # of the calibration text
 QUERIES = 64  # per sequence, whose attention is compared
 STEPS = 60  # of L-BFGS, from the best start in closed form
@@ -29,16 +26,6 @@ def spaced(ids: Tensor, tokens: int) -> Tensor:
 def cross(x: Tensor, y: Tensor) -> Tensor:
     """Σ xᵀ y over the rows of x (…, n) and y (…, m); products of 2,048 rows in their own precision, their sum in float64."""
     return sum((a.T @ b).double() for a, b in zip(x.flatten(0, -2).split(2048), y.flatten(0, -2).split(2048), strict=True))
-
-
-def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Some sequences at a time."""
-    return zip(*(t.split(max(1, PART // inputs[0].shape[1])) for t in inputs), strict=True)
-
-
-def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function of x, some sequences at a time."""
-    return torch.cat([function(part) for (part,) in parts(x)])
 
 
 def outputs(layer: nn.Linear, maps: Tensor, factor: int) -> None:
@@ -91,7 +78,7 @@ def narrow_query_key(dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tenso
     later = torch.arange(length, device=x_s.device) > asked[..., None]  # (sequences, n, length)
 
     def heads(layer: nn.Linear, norm: nn.Module, x: Tensor) -> Tensor:
-        return each(lambda part: layer(norm(part)).unflatten(-1, (-1, e)).transpose(1, 2), x)  # (sequences, heads, length, e)
+        return in_parts(lambda part: layer(norm(part)).unflatten(-1, (-1, e)).transpose(1, 2), x)  # (sequences, heads, length, e)
 
     targets = []
     for i, x in enumerate(x_t.split(1)):

@@ -25,18 +25,17 @@ class Item:
     repository: str
     kind: str  # "model" or "dataset"
     patterns: tuple[str, ...]
-    gigabytes: float  # about, for the plan
     fallback: str = ""  # revision to try where the main one holds no such file
 
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 ITEMS = {
-    "gpt2": Item("openai-community/gpt2", "model", MODEL_FILES, 0.55),
-    "distilgpt2": Item("distilbert/distilgpt2", "model", MODEL_FILES, 0.35),
-    "wikitext": Item("Salesforce/wikitext", "dataset", ("wikitext-103-raw-v1/*.parquet",), 0.32),
+    "gpt2": Item("openai-community/gpt2", "model", MODEL_FILES),
+    "distilgpt2": Item("distilbert/distilgpt2", "model", MODEL_FILES),
+    "wikitext": Item("Salesforce/wikitext", "dataset", ("wikitext-103-raw-v1/*.parquet",)),
     # the main branch held a loading script for long; datasets 4 runs none, the hub's own conversion is parquet
-    "openwebtext": Item("Skylion007/openwebtext", "dataset", ("*.parquet",), 24.0, "refs/convert/parquet"),
-    "glue": Item("nyu-mll/glue", "dataset", tuple(f"{task}/*.parquet" for task in glue.TASKS), 0.16),
+    "openwebtext": Item("Skylion007/openwebtext", "dataset", ("*.parquet",), "refs/convert/parquet"),
+    "glue": Item("nyu-mll/glue", "dataset", tuple(f"{task}/*.parquet" for task in glue.TASKS)),
 }
 # the hub's names for GLUE's columns; labels are class numbers in the order of glue.TASKS[...].labels, −1 where hidden
 GLUE_TEXTS = {

@@ -18,12 +18,12 @@ from .config import KnGPT2Config, KroneckerSpec
 from .distill import Distillation
 from .fit import TokenRows, distillation_of, lm_collate, run_trainer
 from .gpt2 import KnGPT2ForSequenceClassification, KnGPT2LMHeadModel
+from .kinds import ASSETS
 from .model import compress, count_parameters
 from .store import Stage, Store, device_name
 
 SHORT = 256  # tokens: on a CPU eager attention is 1.4 times as fast as SDPA at mini's 128
 WINDOWS = 256  # of `context` tokens: enough to choose recipes by, and quick
-ASSETS = Path(__file__).parent / "assets"
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
