@@ -15,7 +15,7 @@ from .store import Store, StoreError
 
 
 def table_list(text: str) -> list[int | str]:
-    """ "4,5,beyond" → [4, 5, "beyond_alignment", "beyond_compression"]; argparse error for anything else than tables 1 to 7, beyond and claims."""
+    """ "4,5,beyond" → [4, 5, "beyond_alignment", "beyond_compression"]; ArgumentTypeError for anything else than tables 1 to 7, beyond and claims."""
     found: set[int | str] = set()
     for part in (part.strip() for part in text.split(",")):
         if part in ("beyond", kinds.LEDGER, *kinds.BEYOND):
@@ -30,7 +30,7 @@ def table_list(text: str) -> list[int | str]:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 to 999: of seeds or processes nobody wants more."""
+    """A whole number from 1 to 999: of seeds or processes nobody wants more; ArgumentTypeError for anything else."""
     if not re.fullmatch(r"0*[1-9]\d{0,2}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 1 and at most 999")
     return int(text)
@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a stage or notebook failed, 2 something is wrong with what was asked for."""
+    """Run one command line; exit status: 0 done, 1 a stage or notebook failed, 2 something is wrong with what was asked for."""
     options = parser().parse_args(arguments)
     for name in ("KN_HOME", "KN_REPORTS", "KN_MIRROR"):  # workers and notebooks run in other folders
         if os.environ.get(name):
@@ -143,9 +143,9 @@ def main(arguments: list[str] | None = None) -> int:
         plan, _ = stages.plan(profile, options.only, options.seeds, without_mirror=dry)
         if dry:
             print(launch.describe(plan, store, timed(profile, store), options.jobs))
-            for kind, text in doctor.examine(profile.name):
+            for kind, said in doctor.examine(profile.name):
                 if kind != "ok":
-                    print(f"{kind}: {text}")
+                    print(f"{kind}: {said}")
             return 0
         store.open()
         stages.report_folder(profile.name).mkdir(parents=True, exist_ok=True)

@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 TOLERANCE = 1e-8  # of orthogonality, relative to 1
+Model = GPT2LMHeadModel | GPT2ForSequenceClassification
 
 
-def head_of(model: nn.Module) -> nn.Linear:
+def head_of(model: Model) -> nn.Linear:
     """The output head of a language model or classifier."""
     return model.lm_head if isinstance(model, GPT2LMHeadModel) else model.score
 
 
-def _set(parameter: nn.Parameter, value: Tensor) -> None:
+def _set(parameter: Tensor, value: Tensor) -> None:
     with torch.no_grad():
         parameter.copy_(value)
 
 
-def untied(model: GPT2LMHeadModel | GPT2ForSequenceClassification):
+def untied(model: Model) -> Model:
     """A copy whose head is a matrix of its own, so that the embedding can change without it; TypeError for other classes."""
     if type(model) not in (GPT2LMHeadModel, GPT2ForSequenceClassification):
         raise TypeError(f"the symmetries are for GPT2LMHeadModel and GPT2ForSequenceClassification, got {type(model).__name__}")
@@ -37,19 +38,19 @@ def untied(model: GPT2LMHeadModel | GPT2ForSequenceClassification):
     return other.train(model.training)
 
 
-def readers(model: nn.Module) -> list[tuple[nn.LayerNorm, nn.Module]]:
+def readers(model: Model) -> list[tuple[nn.LayerNorm, nn.Module]]:
     """(norm, the Conv1D that reads it) of every block."""
     return [pair for block in model.transformer.h for pair in ((block.ln_1, block.attn.c_attn), (block.ln_2, block.mlp.c_fc))]
 
 
-def writers(model: nn.Module) -> list[nn.Parameter]:
+def writers(model: Model) -> list[Tensor]:
     """Everything that is added to the residual stream; its last dimension is d."""
     found = [model.transformer.wte.weight, model.transformer.wpe.weight]
-    return found + [p for block in model.transformer.h for layer in (block.attn.c_proj, block.mlp.c_proj) for p in (layer.weight, layer.bias)]
+    return found + [p for block in model.transformer.h for layer in (block.attn.c_proj, block.mlp.c_proj) for p in layer.parameters()]
 
 
-def centre(model: nn.Module) -> None:
-    """Subtract the mean over d from all that is written into the stream: every LayerNorm subtracts it anyway. Needs an untied head."""
+def centre(model: Model) -> None:
+    """Subtract the mean over d from all that is written into the stream: every LayerNorm subtracts it anyway. ValueError for a tied head."""
     if head_of(model).weight is model.transformer.wte.weight:
         raise ValueError("the head is tied to the embedding, which centring changes: take untied(model)")
     for parameter in writers(model):
@@ -57,8 +58,8 @@ def centre(model: nn.Module) -> None:
         _set(parameter, value - value.mean(-1, keepdim=True))
 
 
-def fold_norms(model: nn.Module) -> None:
-    """Move every LayerNorm's gain and bias into what reads it: W ← diag(g) W, b ← b + β W; ln_f keeps β / g. ValueError where a gain of ln_f is 0."""
+def fold_norms(model: Model) -> None:
+    """Move every LayerNorm's gain and bias into what reads it: W ← diag(g) W, b ← b + β W; ln_f keeps β / g. ValueError for a tied head, or where a gain of ln_f is 0."""
     if head_of(model).weight is model.transformer.wte.weight:
         raise ValueError("the head is tied to the embedding, and takes up the gain of ln_f: take untied(model)")
     last = model.transformer.ln_f
@@ -76,8 +77,8 @@ def fold_norms(model: nn.Module) -> None:
     _set(last.weight, torch.ones_like(gain))
 
 
-def rotate(model: nn.Module, Q: Tensor) -> None:
-    """Turn the stream by an orthogonal Q (d, d) with Q·1 = 1, after centre and fold_norms: LayerNorm(x Q) = LayerNorm(x) Q then."""
+def rotate(model: Model, Q: Tensor) -> None:
+    """Turn the stream by an orthogonal Q (d, d) with Q·1 = 1, after centre and fold_norms: LayerNorm(x Q) = LayerNorm(x) Q then. ValueError for another Q, or before those."""
     Q = Q.detach().double().to(model.device)
     ones = torch.ones_like(Q[0])
     if (Q @ Q.T - torch.eye(len(Q), dtype=Q.dtype, device=Q.device)).abs().max() > TOLERANCE or (Q @ ones - ones).abs().max() > TOLERANCE:
@@ -92,8 +93,8 @@ def rotate(model: nn.Module, Q: Tensor) -> None:
         _set(parameter, parameter.detach().double() @ Q)
 
 
-def permute_units(model: nn.Module, layer: int, order: Tensor) -> None:
-    """Put the hidden units of one feed-forward network into another order (a permutation of its indices)."""
+def permute_units(model: Model, layer: int, order: Tensor) -> None:
+    """Put the hidden units of one feed-forward network into another order, a permutation of its indices; ValueError for another."""
     mlp = model.transformer.h[layer].mlp
     if sorted(order.tolist()) != list(range(mlp.c_fc.weight.shape[1])):
         raise ValueError(f"order must be a permutation of 0 to {mlp.c_fc.weight.shape[1] - 1}")
@@ -102,7 +103,7 @@ def permute_units(model: nn.Module, layer: int, order: Tensor) -> None:
     _set(mlp.c_proj.weight, mlp.c_proj.weight[order].clone())
 
 
-def _columns(model: nn.Module, part: int, head: int) -> slice:
+def _columns(model: Model, part: int, head: int) -> slice:
     """Where head's query (part 0), key (1) or value (2) lies among c_attn's outputs."""
     d, e = model.config.n_embd, model.config.n_embd // model.config.n_head
     return slice(part * d + head * e, part * d + (head + 1) * e)
@@ -116,14 +117,14 @@ def _right(layer: nn.Module, columns: slice, M: Tensor) -> None:
         layer.bias[columns] = (layer.bias[columns].double() @ M).to(layer.bias.dtype)
 
 
-def change_query_key(model: nn.Module, layer: int, head: int, M: Tensor) -> None:
+def change_query_key(model: Model, layer: int, head: int, M: Tensor) -> None:
     """q ← q M and k ← k M⁻ᵀ of one head, M (head size, head size) invertible: q·k stays."""
     attn, M = model.transformer.h[layer].attn, M.detach().double()
     _right(attn.c_attn, _columns(model, 0, head), M)
     _right(attn.c_attn, _columns(model, 1, head), torch.linalg.inv(M).T)
 
 
-def change_value_output(model: nn.Module, layer: int, head: int, N: Tensor) -> None:
+def change_value_output(model: Model, layer: int, head: int, N: Tensor) -> None:
     """v ← v N and the rows of the output projection that read it ← N⁻¹ of themselves, of one head."""
     attn, N = model.transformer.h[layer].attn, N.detach().double()
     _right(attn.c_attn, _columns(model, 2, head), N)

@@ -53,7 +53,7 @@ def _need_untied(model: LlamaForCausalLM, what: str) -> None:
 
 
 def fold_norms(model: LlamaForCausalLM) -> None:
-    """Move every RMSNorm's gain into what reads it: W ← W diag(g). Needs an untied head."""
+    """Move every RMSNorm's gain into what reads it: W ← W diag(g). ValueError for a tied head."""
     _need_untied(model, "takes up the gain of the last norm")
     for norm, layers in readers(model):
         gain = norm.weight.detach().double()
@@ -63,7 +63,7 @@ def fold_norms(model: LlamaForCausalLM) -> None:
 
 
 def rotate(model: LlamaForCausalLM, Q: Tensor) -> None:
-    """Turn the stream by any orthogonal Q (d, d), after fold_norms: RMSNorm(x Q) = RMSNorm(x) Q then."""
+    """Turn the stream by any orthogonal Q (d, d), after fold_norms: RMSNorm(x Q) = RMSNorm(x) Q then. ValueError for another Q, a tied head, or before that."""
     _need_untied(model, "a rotation would count twice")
     table = model.model.embed_tokens.weight
     Q = Q.detach().to(table.device, torch.float64)
@@ -82,7 +82,7 @@ def rotate(model: LlamaForCausalLM, Q: Tensor) -> None:
 
 
 def permute_units(model: LlamaForCausalLM, layer: int, order: Tensor) -> None:
-    """Put the gated hidden units of one feed-forward network into another order (a permutation of its indices)."""
+    """Put the gated hidden units of one feed-forward network into another order, a permutation of its indices; ValueError for another."""
     mlp = model.model.layers[layer].mlp
     if sorted(order.tolist()) != list(range(mlp.down_proj.in_features)):
         raise ValueError(f"order must be a permutation of 0 to {mlp.down_proj.in_features - 1}")

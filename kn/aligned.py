@@ -18,7 +18,7 @@ from transformers import GPT2ForSequenceClassification
 
 from . import align, aligned_llama
 from .config import KroneckerSpec
-from .moments import in_parts, least_squares, low_rank, moments, one, spread, subset
+from .moments import in_parts, least_squares, low_rank, moments, one, spread, subset, zero
 
 INGREDIENTS = ("attention", "feed_forward", "correction")  # beside the embedding, which spec.embedding switches
 IDENTITY = 0.1  # added to the sensitivity of the loss to the embedding, relative to its mean
@@ -63,7 +63,7 @@ def sensitivity(teacher: nn.Module, ids: Tensor) -> Tensor:
 
     A language model's loss is that of the text, a classifier's that of each class, weighted by how likely it finds it.
     """
-    training, total, places = teacher.training, 0.0, torch.arange(ids.shape[1], device=ids.device)
+    training, total, places = teacher.training, zero(ids), torch.arange(ids.shape[1], device=ids.device)
     for part in ids[: max(1, SENSITIVE // ids.shape[1])].split(max(1, LOGITS // ids.shape[1])):
         x = teacher.eval().transformer.wte(part).detach().requires_grad_()
         with torch.enable_grad():
@@ -114,6 +114,7 @@ class Half:
 
     @property
     def reader(self) -> nn.Module:
+        """The layer that reads the normed stream: c_attn or c_fc."""
         return getattr(self.module, self._reader)
 
     @reader.setter
@@ -122,7 +123,8 @@ class Half:
 
     @property
     def writer(self) -> nn.Module:
-        return self.module.c_proj
+        """The layer that adds to the stream: c_proj."""
+        return self.module.get_submodule("c_proj")
 
     def __call__(self, x: Tensor) -> Tensor:
         out = self.module(self.norm(x))
@@ -190,7 +192,7 @@ def correct_head(student: nn.Module, teacher: nn.Module, x_t: Tensor, x_s: Tenso
 
 
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
-    """One line for what cannot be aligned."""
+    """Raises ValueError, one line, for a model, a spec or calibration ids (sequences, length) that cannot be aligned."""
     if model.config.model_type != "gpt2":
         raise ValueError(f"init 'aligned' is for GPT-2 and Llama, not yet for {model.config.model_type}: take init='svd'")
     if model.device.type in ("mps", "meta"):

@@ -17,8 +17,8 @@ from transformers import LlamaForCausalLM
 from . import align_llama as align
 from .config import KroneckerSpec
 from .llama import GATED, KnLlamaForCausalLM
-from .moments import low_rank, spread
-from .rotary import cross, each, narrow_query_key, outputs, parts, spaced
+from .moments import in_parts, low_rank, parts, spread, zero
+from .rotary import cross, narrow_query_key, outputs, spaced
 
 TOKENS = 16384  # of the calibration text are run through the layers; all of it is counted
 FIRST = 65536  # tokens for the first layer, where a halved embedding asks for many different ones
@@ -56,7 +56,7 @@ def _turned(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> tuple[
 
 def sensitivity(teacher: LlamaForCausalLM, ids: Tensor) -> Tensor:
     """How much a direction of the embedding matters to the loss: E[g gᵀ] (d, d) of mean diagonal 1, and IDENTITY; g the gradient by a token's embedding."""
-    total = 0.0
+    total = zero(ids)
     for part in ids.split(1):
         x = teacher.model.embed_tokens(part).detach().requires_grad_()
         with torch.enable_grad():
@@ -90,7 +90,7 @@ def mend(layers: tuple[nn.Linear, ...], norms: tuple[nn.Module, nn.Module], x_t:
 
     share: a weight for every row, where the rows are not tokens of a text but the vocabulary's.
     """
-    G = C = 0.0
+    G = C = zero(x_s)
     for t, s, *w in parts(x_t, x_s, *([] if share is None else [share])):
         t, s = norms[0](t), norms[1](s)
         left = s * w[0] if w else s
@@ -113,7 +113,7 @@ class Writer:
         self.W = layer.weight.double().T
         if self.biased:
             self.W = torch.cat([self.W, layer.bias.double()[None]])
-        self.G = self.C = 0.0
+        self.G = self.C = zero(z)
         for a, t, x in parts(z, target, x_t):
             size = x.square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()  # RMSNorm divides by this before anything reads it
             w = torch.where(size > OUTLIER * size.median(), SINK**0.5, 1.0) / size
@@ -143,7 +143,8 @@ def narrow_values(attn: nn.Module, writer: Writer, ridge: float, factor: int) ->
     """The best e/f of a key head's e values, by the mixed values' moments and the output projections of all its query heads; then those refitted. Returns the map (n, n/f)."""
     e, groups = attn.head_dim, attn.num_key_value_groups
     n = attn.o_proj.in_features
-    maps, right = [], []
+    maps: list[Tensor] = []
+    right: list[Tensor] = []
     for key in range(n // e // groups):
         rows = [slice(h * e, (h + 1) * e) for h in align.group(attn, key)]
         pooled = sum(writer.G[r, r] for r in rows)
@@ -184,7 +185,7 @@ def narrow_units(mlp: nn.Module, writer: Writer, ridge: float, factor: int) -> T
 
 
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
-    """One line for what cannot be aligned."""
+    """Raises ValueError, one line, for a model, a spec or calibration ids (sequences, length) that cannot be aligned."""
     if type(model) is not LlamaForCausalLM:
         raise ValueError(f"init 'aligned' takes LlamaForCausalLM among Llama's classes, got {type(model).__name__}: take init='svd'")
     config = model.config
@@ -255,7 +256,7 @@ def prepare(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaF
         start = 1
     x_t, x_s, positions = inputs(TOKENS)
     if start:
-        x_t, x_s = (each(lambda x, b=b: b(x, position_embeddings=positions), x) for b, x in zip(blocks[0], (x_t, x_s), strict=True))
+        x_t, x_s = (in_parts(lambda x, b=b: b(x, position_embeddings=positions), x) for b, x in zip(blocks[0], (x_t, x_s), strict=True))
     for index in range(start, len(blocks)):
         x_t, x_s = step(index, x_t, x_s, positions, WRITE)
     if DENSE:
@@ -268,7 +269,7 @@ def _read_by(layer: nn.Linear, function: Callable[[Tensor], Tensor], x: Tensor) 
     """What a layer reads while function(x) runs, some sequences at a time."""
     found = []
     hook = layer.register_forward_pre_hook(lambda _layer, inputs: found.append(inputs[0]))
-    each(function, x)
+    in_parts(function, x)
     hook.remove()
     return torch.cat(found)
 
@@ -282,7 +283,7 @@ def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, factor: int, b
 
     if factor > 1:
         narrow_query_key(dense, block, x_t, x_s, positions, factor)
-    after = x_t + each(attend(dense), x_t)
+    after = x_t + in_parts(attend(dense), x_t)
     mixed = _read_by(attn.o_proj, attend(block), x_s)
     if behind or factor > 1:
         writer = Writer(attn.o_proj, mixed, after - x_s, after)
@@ -290,14 +291,14 @@ def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, factor: int, b
             writer.refit(WRITE)
         else:
             A = narrow_values(attn, writer, WRITE, factor).to(mixed.dtype)
-            mixed = each(lambda z: nn.functional.pad((z @ A)[..., None], (0, factor - 1)).flatten(-2), mixed)
-    return after, x_s + each(attn.o_proj, mixed)
+            mixed = in_parts(lambda z: nn.functional.pad((z @ A)[..., None], (0, factor - 1)).flatten(-2), mixed)
+    return after, x_s + in_parts(attn.o_proj, mixed)
 
 
 def _feed_forward(dense, block, x_t: Tensor, x_s: Tensor, factor: int, behind: bool, ridge: float) -> tuple[Tensor, Tensor]:
     """Both streams after the feed-forward network, the student's narrowed if factor > 1, or refitted if it lies behind what is compressed."""
     mlp = block.mlp
-    after = x_t + each(lambda x: dense.mlp(dense.post_attention_layernorm(x)), x_t)
+    after = x_t + in_parts(lambda x: dense.mlp(dense.post_attention_layernorm(x)), x_t)
     hidden = _read_by(mlp.down_proj, lambda x: block.mlp(block.post_attention_layernorm(x)), x_s)
     if behind or factor > 1:
         writer = Writer(mlp.down_proj, hidden, after - x_s, after)
@@ -305,5 +306,5 @@ def _feed_forward(dense, block, x_t: Tensor, x_s: Tensor, factor: int, behind: b
             writer.refit(ridge)
         else:
             keep = narrow_units(mlp, writer, ridge, factor)
-            hidden = each(lambda z: nn.functional.pad(z[..., keep, None], (0, factor - 1)).flatten(-2), hidden)
-    return after, x_s + each(mlp.down_proj, hidden)
+            hidden = in_parts(lambda z: nn.functional.pad(z[..., keep, None], (0, factor - 1)).flatten(-2), hidden)
+    return after, x_s + in_parts(mlp.down_proj, hidden)

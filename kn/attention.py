@@ -125,8 +125,7 @@ def _pass(inputs: tuple[Tensor, ...], scales: tuple[float, float], valid: Tensor
     heads = inputs[0].shape[1]
     padded = None if valid is None else ~valid.repeat_interleave(heads, 0)  # (b·h, t)
     rows = q_s.new_empty(pairs, length)
-    dq, dk = (None, None) if weights is None else (torch.empty_like(q_s), torch.zeros_like(k_s))
-    weights = None if weights is None else weights.reshape(pairs, length, 1).to(dtype)
+    grads = None if weights is None else (weights.reshape(pairs, length, 1).to(dtype), torch.empty_like(q_s), torch.zeros_like(k_s))
     block = min(length, max(SMALLEST, SCORES // (pairs * length)))
     triangle = torch.ones(block, block, dtype=torch.bool, device=q_s.device).triu_(1)
     for start in range(0, length, block):
@@ -148,15 +147,16 @@ def _pass(inputs: tuple[Tensor, ...], scales: tuple[float, float], valid: Tensor
         if direction == "student_teacher":
             mean = torch.linalg.vecdot(p_s, s.sub_(t)).unsqueeze(-1)
             rows[:, here] = (mean - lse_s + lse_t).squeeze(-1)
-            slope = None if weights is None else s.sub_(mean).mul_(p_s)
         else:
-            rows[:, here] = (torch.linalg.vecdot(p_t, t.sub_(s)).unsqueeze(-1) - lse_t + lse_s).squeeze(-1)
-            slope = p_s.sub_(p_t)
-        if weights is not None:
-            slope = slope.mul_(weights[:, here])
+            mean = torch.linalg.vecdot(p_t, t.sub_(s)).unsqueeze(-1)
+            rows[:, here] = (mean - lse_t + lse_s).squeeze(-1)
+        if grads is not None:
+            weight, dq, dk = grads
+            slope = (s.sub_(mean).mul_(p_s) if direction == "student_teacher" else p_s.sub_(p_t)).mul_(weight[:, here])
             dq[:, here] = torch.bmm(slope, k_s[:, seen])
             dk[:, seen].baddbmm_(slope.transpose(1, 2), q_s[:, here])
     rows = rows.view(inputs[0].shape[:3])
-    if weights is None:
+    if grads is None:
         return (rows,)
+    _, dq, dk = grads
     return rows, (dq * scales[0]).view(inputs[0].shape).to(inputs[0].dtype), dk.view(inputs[1].shape).to(inputs[1].dtype)

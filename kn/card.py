@@ -34,6 +34,7 @@ def plain(value: object) -> str:
 
 
 def table(head: tuple[str, ...], rows: list[tuple]) -> str:
+    """A Markdown table, its cells made plain."""
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(plain(cell) for cell in row) + " |" for row in rows)])
 

@@ -64,6 +64,7 @@ class Numbers:
         return self.cells[table, row, column]
 
     def tasks(self, table: str) -> list[str]:
+        """Columns of the tasks that are informative in a table."""
         return [task for task in TASKS.values() if (table, task) not in self.dull]
 
 
@@ -77,10 +78,10 @@ def printed_numbers() -> pandas.DataFrame:
             value = value_of(cell.value.removeprefix(">"))
             if value is not None and cell.column != "Average":
                 lines.append([str(number), cell.row, cell.column, cell.metric, cell.unit, "", None, float(value), ""])
-    for number in ("5", "6"):
+    for table in ("5", "6"):
         for row in GLUE_ROWS.values():
-            scores = [line[7] for line in lines if line[:2] == [number, row]]
-            lines.append([number, row, "Average (informative)", "mean of tasks", "%", "", None, math.fsum(scores) / len(scores), ""])
+            scores = [line[7] for line in lines if line[:2] == [table, row]]
+            lines.append([table, row, "Average (informative)", "mean of tasks", "%", "", None, math.fsum(scores) / len(scores), ""])
     return pandas.DataFrame(lines, columns=SEED_COLUMNS).astype({"seed": "Int64"})
 
 

@@ -16,7 +16,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class KroneckerSpec:
-    """What becomes a Kronecker product: defaults are the paper's configuration with the readings the README lists.
+    """What becomes a Kronecker product (eq. 1): defaults are the paper's configuration (§3.2, Table 1) with the readings the README lists.
 
     layers: "odd" (1, 3, …, counted from 0), "even", "all", a tuple of indices, or indices and slices in a string ("0,2,6:",
     "-4:"). factor: how many outputs (query, key, value, c_fc) or inputs (output projection, c_proj, embedding) share one
@@ -88,7 +88,7 @@ class KroneckerSpec:
         return tuple(sorted(set(found)))
 
     def plan(self, n_layer: int, matrices: Mapping[str, str], out_proj: str) -> dict[str, tuple[Shape, int]]:
-        """{"layer.matrix": (B's shape, rank)} for all that is compressed; `matrices` says which side of each is shared, "outputs" or "inputs"."""
+        """{"layer.matrix": (B's shape, rank)} for all that is compressed; `matrices` says which side of each is shared, "outputs" or "inputs". ValueError for patterns or layers that match nothing."""
         layers = self.indices(n_layer)
         sides = {path: side for path, side in matrices.items() if self.out_proj or path != out_proj}
         plan: dict[str, tuple[Shape | None, int]] = {}
@@ -116,6 +116,7 @@ class KroneckerSpec:
 class _KroneckerConfig:
     """What the configurations share: the spec, and AutoModel's knowledge of the models."""
 
+    kronecker: dict | None
     models = ""  # the file of kn with this configuration's models
 
     def __post_init__(self, **kwargs):
@@ -130,7 +131,7 @@ class _KroneckerConfig:
 
 
 class KnGPT2Config(_KroneckerConfig, GPT2Config):
-    """GPT-2's configuration and, in `kronecker`, the fields of KroneckerSpec that shape the model."""
+    """KnGPT2's configuration (§3.2 of the paper): GPT-2's and, in `kronecker`, the fields of KroneckerSpec that shape the model."""
 
     model_type = "kngpt2"
     models = "gpt2"
@@ -140,7 +141,7 @@ class KnGPT2Config(_KroneckerConfig, GPT2Config):
 
 
 class KnLlamaConfig(_KroneckerConfig, LlamaConfig):
-    """Llama's configuration and, in `kronecker`, the fields of KroneckerSpec that shape the model."""
+    """Llama's configuration for Kronecker products (eq. 1): its own and, in `kronecker`, the fields of KroneckerSpec that shape the model."""
 
     model_type = "knllama"
     models = "llama"

@@ -19,6 +19,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 NGRAM = 13  # words; the usual length for contamination checks (GPT-3, appendix C)
 MIN_WORDS, MIN_ALPHA = 8, 0.8  # a paragraph of prose: at least 8 words, 80 % of its characters letters or blanks
@@ -67,7 +68,10 @@ def strings_of(path: Path) -> list[str]:
 
 def paragraphs_of(text: str) -> list[str]:
     """Prose paragraphs of a docstring: markup removed; code, tables, argument lists, references dropped."""
-    kept, block, code_indent, block_indent = [], [], None, 0
+    kept: list[str] = []
+    block: list[str] = []
+    code_indent: int | None = None
+    block_indent: int | None = 0
     for line in [*text.expandtabs().splitlines(), ""]:
         stripped, indent = line.strip(), len(line) - len(line.lstrip())
         if code_indent is not None and stripped and indent > code_indent:
@@ -168,7 +172,8 @@ def build(groups: dict[str, tuple[str, ...]], shares: dict[str, tuple[float, flo
     packages = [(name, roots.get(name) or package_root(name)) for names in groups.values() for name in names]
     found = dict(zip([name for name, _ in packages], extract(packages, jobs), strict=True))
     raw = {group: [file for name in names for file in found[name]] for group, names in groups.items()}
-    held, seen = {}, set()
+    held: dict[tuple[str, str], list[str]] = {}
+    seen: set[int] = set()
     for split in ("test", "valid"):
         for group, files in raw.items():
             chosen = [f for f in files if split_of(f[0], shares[group]) == split]
@@ -197,7 +202,9 @@ def write(corpora: dict[str, Corpus], path: Path) -> None:
 def read(path: Path) -> dict[str, Corpus]:
     """What `write` wrote; ValueError where it is not that."""
     try:
-        found = {name: Corpus(**{key: value if key == "fingerprint" else tuple(value) for key, value in entry.items()}) for name, entry in json.loads(path.read_text()).items()}
+        known: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        fields: dict[str, dict[str, Any]] = {name: {key: value if key == "fingerprint" else tuple(value) for key, value in entry.items()} for name, entry in known.items()}
+        found = {name: Corpus(**entry) for name, entry in fields.items()}
         for name in ("web", "wiki"):
             if fingerprint_of((found[name].train, found[name].valid, found[name].test)) != found[name].fingerprint:
                 raise ValueError(f"the text of {name} is not the one of its fingerprint")

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from .executors import cores, gpus
 from .profiles import Model, Profile, Readings, Training
@@ -62,7 +63,7 @@ def kept(question: dict, store: Store) -> Path:
 
 
 def timing(profile: Profile, precision: str, store: Store) -> dict:
-    """{"seconds", "flops": {kind: of a step}, "peak_bytes", "bytes": of saved models}, measured now or kept in the store from before."""
+    """{"seconds", "flops": {kind: of a step}, "peak_bytes", "bytes": of saved models}, seconds and FLOPs of a step, measured now or kept in the store; CostError where the timing run fails."""
     question = asked(profile, precision)
     file = kept(question, store)
     if answer := remembered(file):
@@ -129,13 +130,13 @@ def measure(asked: dict) -> dict:
 
     torch.set_num_threads(1)
     model, on_gpu = Model(**asked["model"]), torch.cuda.is_available()
-    config = GPT2Config(
+    config = GPT2Config(  # type: ignore[call-arg]  # the stub knows GPT-2's own fields, not those of every configuration
         vocab_size=model.vocabulary, n_positions=model.context, n_embd=model.width, n_layer=model.layers, n_head=model.heads, activation_function=model.activation,
         resid_pdrop=model.dropout, embd_pdrop=model.dropout, attn_pdrop=model.dropout, bos_token_id=0, eos_token_id=0, pad_token_id=0, use_cache=False, num_labels=2,
         attn_implementation="sdpa" if on_gpu else "eager",
     )  # fmt: skip
     blocks, head = 12 * model.layers * model.width**2, model.vocabulary * model.width
-    found = {"seconds": {}, "flops": {}, "tokens": {}, "bytes": {}}
+    found: dict[str, Any] = {"seconds": {}, "flops": {}, "tokens": {}, "bytes": {}}
     for kind, method in KINDS.items():
         name = kind.partition("_")[0]
         teacher = (GPT2LMHeadModel if name == "lm" else GPT2ForSequenceClassification)(config)

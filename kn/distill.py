@@ -41,7 +41,8 @@ def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, t
 
     `head=False` leaves out the output head (logits and loss are None): a teacher's logits are not part of eq. 5. `logits=False`
     gives a language model's loss without its logits where those would be large: they stand in memory for some tokens at a time.
-    `through` is what wraps the model and must be called in its place (DistributedDataParallel).
+    `through` is what wraps the model and must be called in its place (DistributedDataParallel). Raises ValueError for an unknown
+    hidden_point, RuntimeError where a layer did not run exactly once.
     """
     _check_inputs(model, inputs)
     found = Captured(torch.empty(0), [], [], [], None, None, [block.attn.scaling for block in model.transformer.h])
@@ -121,7 +122,7 @@ def watched(model: nn.Module, hidden_point: str, embedding: Callable, attention:
 
 def fusible(model: nn.Module, labels: Tensor) -> bool:
     """Whether a language model's logits are so many that its losses are better made without them (kn.head)."""
-    return hasattr(model, "lm_head") and labels.numel() * model.config.vocab_size > LOGITS
+    return hasattr(model, "lm_head") and bool(labels.numel() * model.config.vocab_size > LOGITS)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ def ilkd_against(student: Captured, teacher: nn.Module, alphas: tuple[float, flo
                  head: bool = False, **inputs) -> tuple[Tensor, dict[str, Tensor], Tensor]:  # fmt: skip
     """ilkd_loss with the teacher run here, without gradients: what each of its layers gives is compared at once and let go, and the student's hidden state with it.
 
-    Returns the loss, its terms, and with `head` the teacher's logits, else its last hidden states. Raises as ilkd_loss does.
+    Returns the loss, its terms, and with `head` the teacher's logits, else its last hidden states. Raises ValueError as ilkd_loss does.
     """
     terms, layers = Terms(student, alphas, inputs.get("attention_mask"), direction), len(teacher.transformer.h)
     if len(student.q) != layers:
@@ -186,7 +187,7 @@ def ilkd_against(student: Captured, teacher: nn.Module, alphas: tuple[float, flo
 
 
 class Terms:
-    """The terms of eq. 5, gathered layer by layer."""
+    """The terms of eq. 5, gathered layer by layer; ValueError for other than four alphas, or for α4 ≠ 0 without labels."""
 
     def __init__(self, student: Captured, alphas: tuple[float, float, float, float], attention_mask: Tensor | None, direction: str):
         if not isinstance(alphas, tuple | list) or len(alphas) != 4:
@@ -217,7 +218,8 @@ class Terms:
 
     def total(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 5, and its terms before weighting."""
-        return sum(alpha * term for alpha, term in zip(self.alphas, self.terms.values(), strict=True) if alpha), self.terms
+        weighted = [alpha * term for alpha, term in zip(self.alphas, self.terms.values(), strict=True) if alpha]
+        return sum(weighted, start=self.student.embedding.new_zeros(())), self.terms
 
 
 def vanilla_kd_loss(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None = None, temperature: float = 2.0) -> Tensor:
@@ -245,7 +247,10 @@ class Distillation:
 
 
 class DistillTrainer(Trainer):
-    """transformers' Trainer with the loss of a Distillation; logs every term apart under its name."""
+    """transformers' Trainer with the loss of a Distillation (eq. 5, or vanilla KD); logs every term apart under its name.
+
+    Raises ValueError for an unknown method, or where method and teacher do not go together.
+    """
 
     def __init__(self, *args, distillation: Distillation = Distillation(), teacher: nn.Module | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -253,7 +258,8 @@ class DistillTrainer(Trainer):
             raise ValueError(f"distillation method {distillation.method!r} is unknown: allowed are none, ilkd, vanilla")
         if (teacher is None) != (distillation.method == "none"):
             raise ValueError(f"distillation method {distillation.method!r} and {'no' if teacher is None else 'a'} teacher do not go together")
-        self.distillation, self.sums, self.count = distillation, {}, 0
+        self.sums: dict[str, Tensor] = {}
+        self.distillation, self.count = distillation, 0
         self.model_accepts_loss_kwargs = False  # every loss here is a mean over the batch
         if distillation.method == "ilkd" and not distillation.alphas[3] and not distillation.logit_term:
             used = {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}  # a tied head's are the embedding's

@@ -20,11 +20,11 @@ def autocast(precision: str, device: str = "cpu"):
 
 @torch.no_grad()
 def perplexity(model, rows: torch.Tensor, precision: str = "fp32", batch: int | None = None) -> float:
-    """exp(total NLL / predicted tokens) over token rows (n, context): windows without overlap, no token twice; `batch` rows at a time."""
+    """exp(total NLL / predicted tokens) over token rows (n, context): windows without overlap, no token twice; `batch` rows at a time. ValueError for no rows."""
     if not len(rows):
         raise ValueError("perplexity of an empty text is not defined: the corpus gave no full window")
     model.eval()
-    total = count = 0
+    total, count = 0.0, 0
     for part in rows.long().split(batch or max(1, TOKENS // rows.shape[1])):
         with autocast(precision, model.device.type):
             logits = model(input_ids=part.to(model.device)).logits

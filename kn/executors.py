@@ -126,9 +126,9 @@ class Processes:
         """{handle: stage} of started stages."""
         return {self.pool.submit(work, item.to_json(), self.home): item for item in items}
 
-    def wait(self, running: dict) -> list[tuple[Stage, bool | Exception]]:
-        """(stage, whether it ran or its error) of those that have ended, at least one; they leave `running`."""
-        ended = []
+    def wait(self, running: dict) -> list[tuple[Stage, bool | BaseException]]:
+        """(stage, whether it ran or its error) of those that have ended, at least one; they leave `running`. WorkerDied where a process died."""
+        ended: list[tuple[Stage, bool | BaseException]] = []
         for handle in wait(running, return_when=FIRST_COMPLETED).done:
             error = handle.exception()
             if isinstance(error, BrokenProcessPool):
@@ -137,6 +137,7 @@ class Processes:
         return ended
 
     def close(self) -> None:
+        """Let the running stages end, start no others."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -162,7 +163,8 @@ class Submitit:
         logging.getLogger("submitit").setLevel(logging.ERROR)  # without an accounting database it warns at every look
 
         os.environ.update({name: value for name, value in THREAD_VARIABLES.items() if name not in os.environ})
-        self.slots, self.home, self.poll, self.tries = slots, str(home), poll, {}
+        self.slots, self.home, self.poll = slots, str(home), poll
+        self.tries: dict[str, int] = {}
         self.executor = submitit.AutoExecutor(folder=home / "jobs" / "%j", cluster=cluster)
         self.executor.update_parameters(**{"name": "kn", "timeout_min": 600, **(options or {})})
 
@@ -174,12 +176,12 @@ class Submitit:
             jobs = [self.executor.submit(Job(), item.to_json(), self.home) for item in items]
         return dict(zip(jobs, items, strict=True))
 
-    def wait(self, running: dict) -> list[tuple[Stage, bool | Exception]]:
+    def wait(self, running: dict) -> list[tuple[Stage, bool | BaseException]]:
         """As Processes.wait; a job that vanished with its machine is submitted again, RETRIES times."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         while True:
-            ended = []
+            ended: list[tuple[Stage, bool | BaseException]] = []
             for handle in [h for h in running if h.done()]:
                 item = running.pop(handle)
                 try:

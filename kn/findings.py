@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from .kinds import BEYOND, SIZES, STARTS, row_of
+from .statistics import Values
 from .tables import TASKS, Found, Sheet, find, untuned
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ GOAL = 1.2  # times the teacher's perplexity that the aligned start should stay 
 TENTH = 0.1  # of the SVD start's training that should do for the aligned start
 METHODS = {"aligned": "Aligned start", "svd": "SVD start", "narrow": "Narrow (pruned, refitted)", "lowrank": "Low-rank products"}
 OTHERS = {"svd": "SVD start", "narrow": "the narrow model", "lowrank": "low-rank products"}
-Values = dict[int | None, float]
 
 
 def sheet_of(name: str, records: list[dict]) -> Sheet:
@@ -87,7 +87,7 @@ def _tasks(records: list[dict]) -> set[str]:
 
 def _alignment(sheet: Sheet, records: list[dict]) -> None:
     teacher = {domain: untuned(records, "teacher", f"perplexity.{domain}.test") for domain in DOMAINS}
-    alone = next((record["metrics"]["ingredients"] for record in records if record["stage"] == "aligned"), {})
+    alone: dict[str, dict] = next((record["metrics"]["ingredients"] for record in records if record["stage"] == "aligned"), {})
     rows = {"GPT-2 (teacher)": (teacher.get, "teacher", Found()), "SVD start": (_path(records, "svd", 0), row_of("svd", 0), Found())}
     rows |= {f"Aligned: {key}": (lambda domain, key=key: _ingredient(records, key, domain), "", Found()) for key in alone}
     rows["Aligned start: all, dense layers corrected"] = (_path(records, "aligned", 0), row_of("aligned", 0), Found())
@@ -128,7 +128,8 @@ def _alignment_claims(records: list[dict]) -> list[dict]:
         lines.append(below(compare(claim, aligned, teacher, None, 1, True), GOAL))
         for share in (share for share in shares_of(records, "aligned") if share in shares_of(records, "svd")):
             claim = f"{_when(share)}, {name}: aligned below SVD start, ratio"
-            lines.append(compare(claim, *(started(records, start, share, path).values for start in ("aligned", "svd")), None, -1, True))
+            left, right = (started(records, start, share, path).values for start in ("aligned", "svd"))
+            lines.append(compare(claim, left, right, None, -1, True))
         claim = f"Share of the light pre-training after which the aligned start is as good as the SVD start after all of it, {name}: at most {TENTH:g}"
         lines.append(below(compare(claim, tokens_needed(records, path), {None: 0.0}, None, 1, False), TENTH))
     tasks = ", ".join(TASKS[task] for task in TASKS if task in _tasks(records))
@@ -155,7 +156,8 @@ def below(line: dict, bound: float) -> dict:
 
 def tokens_needed(records: list[dict], path: str) -> Values:
     """Per seed, the share of the light pre-training's tokens after which the aligned start first is at least as good as the SVD start after all of them; left out where it never is."""
-    goal, found = started(records, "svd", 1.0, path).values, {}
+    found: Values = {}
+    goal = started(records, "svd", 1.0, path).values
     for share in shares_of(records, "aligned"):
         for seed, value in started(records, "aligned", share, path).values.items():
             if seed in goal and value <= goal[seed]:
@@ -202,7 +204,7 @@ def _compression_claims(records: list[dict]) -> list[dict]:
                 if other == "narrow" and path:  # the same function, until B is trained
                     continue
                 for domain, name in DOMAINS.items():
-                    values = [sized(records, m, spec, f"{path}perplexity.{domain}.test").values for m in ("aligned", other)]
+                    left, right = (sized(records, m, spec, f"{path}perplexity.{domain}.test").values for m in ("aligned", other))
                     claim = f"{spec['layers'].capitalize()} layers, factor {spec['factor']}, {when}, {name.partition(' (')[0]}: aligned start below {OTHERS[other]}, ratio"
-                    lines.append(compare(claim, *values, None, -1, True))
+                    lines.append(compare(claim, left, right, None, -1, True))
     return lines

@@ -50,6 +50,7 @@ class Clock(TrainerCallback):
         self.folder, self.before, self.started = folder, checkpoints.seconds(resumed) or 0.0 if resumed else 0.0, time.monotonic()
 
     def seconds(self) -> float:
+        """Seconds so far, those before the checkpoint too."""
         return self.before + time.monotonic() - self.started
 
     def on_save(self, _, state, *__, **___):
@@ -58,7 +59,7 @@ class Clock(TrainerCallback):
 
 
 def arguments_of(settings: dict, steps: int, seed: int, folder: Path, hardware: dict) -> TrainingArguments:
-    """TrainingArguments for a run of `steps` steps; `hardware` holds what changes speed and memory but no result."""
+    """TrainingArguments for a run of `steps` steps; `hardware` holds what changes speed and memory but no result. ValueError where the batch cannot be split as asked."""
     how = settings["training"]
     ranks = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's count of processes
     if how["batch_size"] % ranks:
@@ -82,7 +83,10 @@ def arguments_of(settings: dict, steps: int, seed: int, folder: Path, hardware: 
 
 
 def run_trainer(model, data, collate, scratch: Path, settings: dict, seed: int, distillation: Distillation, teacher=None, hardware: dict | None = None) -> tuple[list[dict], dict, float]:
-    """Train, from the last checkpoint in `scratch` if there is one; returns the log, the hyper-parameters as they were used, and the seconds it took in all."""
+    """Train, from the last checkpoint in `scratch` if there is one; returns the log, the hyper-parameters as they were used, and the seconds it took in all.
+
+    MemoryError where a GPU's memory does not suffice, with what to set; FloatingPointError where the loss is not finite.
+    """
     how, folder, hardware = settings["training"], scratch / "trainer", hardware or {}
     steps = how["max_steps"] or math.ceil(len(data) / how["batch_size"] * how["epochs"])
     arguments = arguments_of(settings, steps, seed, folder, hardware)

@@ -75,6 +75,7 @@ class FoldedActivation(nn.Module):
         return in_parts(self.mix, t)
 
     def mix(self, t: Tensor, out: Tensor | None = None) -> Tensor:
+        """forward for some rows (…, width), into `out` if given."""
         z = torch.mul(self.activation(t), self.weight[0], out=out)
         for ratio, bias, weight in zip(self.ratio, self.bias, self.weight[1:], strict=True):
             z = torch.addcmul(z, self.activation(torch.addcmul(bias, t, ratio)), weight, out=out)
@@ -96,10 +97,12 @@ class Attention:
 
     @staticmethod
     def factor(block: nn.Module, plan: Plan) -> int:
+        """The factor f by which the part can be narrower; ValueError where it cannot."""
         return narrow_heads(plan, "attn.c_attn", block.attn.head_dim)
 
     @staticmethod
     def install(block: nn.Module, factor: int) -> None:
+        """Put empty narrow layers into a block that is still dense, in place."""
         attn, dtype = block.attn, block.attn.c_proj.weight.dtype
         width, narrow = attn.embed_dim, attn.embed_dim // factor
         attn.head_dim, attn.split_size = attn.head_dim // factor, narrow  # attn.scaling stays that of the wide heads
@@ -107,6 +110,7 @@ class Attention:
 
     @staticmethod
     def state(block: nn.Module, factor: int) -> dict[str, Tensor]:
+        """The narrow layers' parameters, made of a compressed block's, in its dtype."""
         (a_q, a_k, a_v), (b_q, b_k, b_v) = block.attn.c_attn.A, block.attn.c_attn.B[..., 0]  # (d/f, d) and (f,) each
         beta_q, _, beta_v = block.attn.c_attn.bias.chunk(3)
         u = beta_q.unflatten(0, (-1, factor)) @ b_k
@@ -127,10 +131,12 @@ class FeedForward:
 
     @staticmethod
     def factor(block: nn.Module, plan: Plan) -> int:
+        """The factor f by which the part can be narrower; ValueError where it cannot."""
         return shared(plan, ("mlp.c_fc",), ("mlp.c_proj",))
 
     @staticmethod
     def install(block: nn.Module, factor: int) -> None:
+        """Put empty narrow layers into a block that is still dense, in place."""
         mlp, dtype = block.mlp, block.mlp.c_fc.weight.dtype
         width, inner = mlp.c_fc.weight.shape[0], mlp.c_fc.weight.shape[1] // factor
         mlp.act = FoldedActivation(inner, factor, mlp.act).to(dtype)
@@ -138,6 +144,7 @@ class FeedForward:
 
     @staticmethod
     def state(block: nn.Module, factor: int) -> dict[str, Tensor]:
+        """The narrow layers' parameters, made of a compressed block's, in its dtype."""
         fc, proj = block.mlp.c_fc, block.mlp.c_proj
         first, bias, activation = FoldedActivation.state(fc.B[0, :, 0], proj.B[0, 0], fc.bias)
         return {

@@ -18,7 +18,7 @@ def show(value: object) -> str:
 
 
 def whole(name: str, value: object, least: int = 1) -> int:
-    """A whole number of at least `least`."""
+    """A whole number of at least `least`; TypeError or ValueError for anything else."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {show(value)}: a whole number of at least {least} wanted")
     if value < least:
@@ -27,7 +27,7 @@ def whole(name: str, value: object, least: int = 1) -> int:
 
 
 def number(name: str, value: object, positive: bool = False) -> float:
-    """A finite number that is not negative."""
+    """A finite number that is not negative; TypeError or ValueError for anything else."""
     word = "positive" if positive else "not negative"
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} is {show(value)}: a finite number that is {word} wanted")
@@ -37,7 +37,7 @@ def number(name: str, value: object, positive: bool = False) -> float:
 
 
 def floats(name: str, value: object, dimensions: int | None = None) -> torch.Tensor:
-    """A tensor of real floating-point numbers that holds something."""
+    """A tensor of real floating-point numbers that holds something; TypeError or ValueError for anything else."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} is {show(value)}: a tensor wanted")
     if not value.is_floating_point():
@@ -50,7 +50,7 @@ def floats(name: str, value: object, dimensions: int | None = None) -> torch.Ten
 
 
 def shape(name: str, value: object) -> tuple[int, int]:
-    """Two whole numbers of at least 1."""
+    """Two whole numbers of at least 1; TypeError or ValueError for anything else."""
     if not isinstance(value, tuple | list | torch.Size):
         raise TypeError(f"{name} is {show(value)}: (rows, columns) wanted, such as (2, 1)")
     if len(value) != 2:
@@ -59,6 +59,6 @@ def shape(name: str, value: object) -> tuple[int, int]:
 
 
 def one_of(name: str, value: object, allowed: tuple) -> None:
-    """One of some words."""
+    """One of some words; ValueError for anything else."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} {show(value)} is unknown: allowed are {', '.join(map(repr, allowed))}")

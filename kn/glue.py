@@ -108,7 +108,7 @@ def _label(task: Task, value: str, path: Path, number: int) -> int:
 
 
 def read_split(path: Path | str, name: str, split: str) -> list[dict]:
-    """Rows {"texts", "label" (None in a test file), "index"} of one TSV; one-line errors name file, line and value."""
+    """Rows {"texts", "label" (None in a test file), "index"} of one TSV; ValueError names file, line and value."""
     task, path = task_of(name), Path(path)
     lines, hidden = _cells(path), split in task.test
     if hidden or task.header:
@@ -120,7 +120,8 @@ def read_split(path: Path | str, name: str, split: str) -> list[dict]:
     wanted = [*task.texts, *([] if hidden else [task.label_column])]
     if missing := [column for column in wanted if column not in columns]:
         raise ValueError(f"{path}: column {missing[0]!r} is missing, found: {', '.join(columns)}")
-    places, rows, incomplete = [columns.index(column) for column in wanted], [], 0
+    rows: list[dict] = []
+    places, incomplete = [columns.index(column) for column in wanted], 0
     for number, cells in enumerate(lines[first:], start=first + 1):
         if len(cells) <= max(places):
             if split != "train":
@@ -136,7 +137,7 @@ def read_split(path: Path | str, name: str, split: str) -> list[dict]:
 
 
 def read_task(folder: Path | str, name: str, splits: tuple[str, ...] | None = None) -> dict[str, list[dict]]:
-    """All splits (or those named) of the task whose TSVs lie in `folder`, as lists of rows."""
+    """All splits (or those named) of the task whose TSVs lie in `folder`, as lists of rows; ValueError for a split it does not have."""
     task = task_of(name)
     if unknown := [split for split in splits or () if split not in task.splits]:
         raise ValueError(f"{name} has no split {unknown[0]!r}, allowed: {', '.join(task.splits)}")
@@ -144,8 +145,9 @@ def read_task(folder: Path | str, name: str, splits: tuple[str, ...] | None = No
 
 
 def write_task(folder: Path | str, name: str, splits: dict[str, list[dict]]) -> None:
-    """Writes GLUE's layout into `folder`; test files carry no labels, those go to test_labels.tsv."""
-    task, folder, kept = task_of(name), Path(folder), [("split", "index", "label")]
+    """Writes GLUE's layout into `folder`; test files carry no labels, those go to test_labels.tsv. ValueError for a split it does not have, or a row without a label."""
+    kept: list[tuple] = [("split", "index", "label")]
+    task, folder = task_of(name), Path(folder)
     for split, rows in splits.items():
         if split not in task.splits:
             raise ValueError(f"{name} has no split {split!r}, allowed: {', '.join(task.splits)}")
@@ -180,7 +182,7 @@ def _shares(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def encode(tokenizer, rows: list[dict], max_length: int) -> dict[str, list]:
-    """input_ids, attention_mask (lists of at most max_length tokens, unpadded) and label; two texts are joined by the end-of-text token."""
+    """input_ids, attention_mask (lists of at most max_length tokens, unpadded) and label; two texts are joined by the end-of-text token. ValueError for a max_length below 3."""
     if max_length < 3:
         raise ValueError(f"max_length is {max_length}, must be at least 3: a token of each text and the one between")
     ids = []
@@ -210,7 +212,7 @@ def _checked(task: Task, predictions, labels) -> tuple[list[int], list[int]]:
 
 
 def score(name: str, predictions, labels, pair=None) -> dict[str, float]:
-    """GLUE's metrics in percent with "headline", from class numbers; `pair` = (predictions, labels) of MNLI's mismatched set."""
+    """GLUE's metrics in percent with "headline", from class numbers; `pair` = (predictions, labels) of MNLI's mismatched set. ValueError for classes out of range, or a pair for another task."""
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     task = task_of(name)
@@ -239,7 +241,7 @@ def score(name: str, predictions, labels, pair=None) -> dict[str, float]:
 
 
 def write_submission(folder: Path | str, name: str, predictions) -> list[Path]:
-    """Writes the server's TSV (index, prediction as label name) from class numbers; for mnli `predictions` is {test split: numbers}."""
+    """Writes the server's TSV (index, prediction as label name) from class numbers; for mnli `predictions` is {test split: numbers}. ValueError for classes out of range or a missing split."""
     task, written = task_of(name), []
     if len(task.test) == 1:
         predictions = {task.test[0]: predictions}
@@ -271,7 +273,7 @@ def zip_submission(folder: Path | str) -> tuple[Path, list[str]]:
 
 
 def read_submission(path: Path | str, name: str) -> list[int]:
-    """Class numbers of one submission file, ordered by index; errors name the line and the value."""
+    """Class numbers of one submission file, ordered by index; ValueError names the line and the value."""
     task, path = task_of(name), Path(path)
     lines = _cells(path)
     if not lines or lines[0] != ["index", "prediction"]:
@@ -285,7 +287,7 @@ def read_submission(path: Path | str, name: str) -> list[int]:
 
 
 def grade(submission: Path | str, name: str, folder: Path | str) -> dict[str, float]:
-    """Scores the submission files in `submission` against test_labels.tsv in `folder`, after the fact."""
+    """Scores the submission files in `submission` against test_labels.tsv in `folder`, after the fact; ValueError names a line that is wrong."""
     task, path = task_of(name), Path(folder) / LABELS_FILE
     labels: dict[str, list[int]] = {split: [] for split in task.test}
     for number, cells in enumerate(_cells(path)[1:], start=2):
@@ -297,10 +299,11 @@ def grade(submission: Path | str, name: str, folder: Path | str) -> dict[str, fl
 
 
 def read_scores(path: Path | str, rows: tuple[str, ...]) -> dict[tuple[str, int], dict[str, float]]:
-    """Scores the GLUE server gave, from a CSV with the columns row, seed, task, score (percent): {(row, seed): {task: score}}."""
+    """Scores the GLUE server gave, from a CSV with the columns row, seed, task, score (percent): {(row, seed): {task: score}}; ValueError names what is wrong."""
     import csv
 
-    path, found = Path(path), {}
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    path = Path(path)
     try:
         lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:

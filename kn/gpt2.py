@@ -20,19 +20,19 @@ class _KnGPT2(KroneckerModel):
 
 
 class KnGPT2Model(_KnGPT2, GPT2Model):
-    """Without a head; last_hidden_state (batch, length, width)."""
+    """KnGPT2 (§3.2 of the paper) without a head; last_hidden_state (batch, length, width)."""
 
     dense_class = GPT2Model
 
 
 class KnGPT2LMHeadModel(_KnGPT2, GPT2LMHeadModel):
-    """Language model; logits (batch, length, vocabulary). The head is dense (Table 3's footnote) unless spec.head is "tied"."""
+    """KnGPT2 (§3.2 of the paper) as language model; logits (batch, length, vocabulary). The head is dense (Table 3's footnote) unless spec.head is "tied"."""
 
     dense_class = GPT2LMHeadModel
 
 
 class KnGPT2ForSequenceClassification(_KnGPT2, GPT2ForSequenceClassification):
-    """Sequence classifier on the last token that is not padding; logits (batch, labels)."""
+    """KnGPT2 (§3.2 of the paper) as sequence classifier on the last token that is not padding; logits (batch, labels)."""
 
     dense_class = GPT2ForSequenceClassification
 

@@ -206,6 +206,6 @@ class _RowsKL(torch.autograd.Function):
         return dq, dk, None, None, None, None, None
 
 
-def _strides(inputs: list[Tensor]) -> tuple[tuple[int, int, int], ...]:
+def _strides(inputs: list[Tensor]) -> tuple[tuple[int, ...], ...]:
     """Of batch, head and token, for each tensor."""
     return tuple(x.stride()[:3] for x in inputs)

@@ -11,6 +11,7 @@ import json
 import math
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from typing import Any
 
 from .cost import FACTORS
 from .executors import gpus
@@ -32,7 +33,7 @@ BEYOND = ("beyond_alignment", "beyond_compression")  # notebooks beyond the pape
 LEDGER = "claims"  # the notebook that judges every claim
 NOTEBOOKS = (*TABLES, *BEYOND, LEDGER)
 STARTS = ("svd", "aligned")
-SIZES = [  # of beyond_compression: (method, KroneckerSpec's fields); lowrank and narrow have the parameters of the Kronecker model of that spec
+SIZES: list[tuple[str, dict[str, Any]]] = [  # of beyond_compression: (method, KroneckerSpec's fields); lowrank and narrow have the parameters of the Kronecker model of that spec
     *(("aligned", {"layers": layers, "factor": factor}) for layers in ("odd", "all") for factor in (2, 4, 8)),
     *(("svd", {"layers": layers, "factor": factor}) for layers in ("odd", "all") for factor in (2, 4)),
     ("svd", {"layers": "odd", "factor": 4, "rank": 2}), ("svd", {"layers": "odd", "factor": 2, "head": "tied"}),
@@ -62,7 +63,7 @@ def asset_digest(folder: Path) -> str:
     if not any(p.suffix in (".safetensors", ".json") for p in files):
         raise StoreError(f"the pretrained model {folder} is missing: restore it with `git checkout -- {folder.relative_to(ROOT)}`")
     listed = folder.parent / "SHA256SUMS"
-    known = dict(reversed(line.split()) for line in listed.read_text().splitlines()) if listed.exists() else {}
+    known = {name: digest for digest, name in map(str.split, listed.read_text().splitlines())} if listed.exists() else {}
     for path in files:
         name = path.relative_to(folder.parent).as_posix()
         if known.get(name) != file_sha256(path):
@@ -82,7 +83,7 @@ def carried_digest(file: str) -> str:
 
 @functools.cache
 def pins(names: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions of the packages whose documentation is the corpus."""
+    """Installed versions of the packages whose documentation is the corpus; StoreError names one that is not installed."""
     where = packages_distributions()
     missing = [name for name in names if name not in where]
     if missing:
@@ -122,6 +123,7 @@ class Plan:
         self.forward = {"lm": 2 * (blocks + head), "glue": 2 * blocks}  # FLOPs a token of the teacher
 
     def train_settings(self, training: Training, by: str = "ilkd", /, **more) -> dict:
+        """Settings of a training: its hyper-parameters, the readings that the method `by` depends on, the precision."""
         readings = {name: getattr(self.profile.readings, name) for name in READ[by]}
         return {"training": dataclasses.asdict(training), "readings": dataclasses.asdict(Readings(**readings)), "precision": self.precision, **more}
 
@@ -145,11 +147,12 @@ class Plan:
 
     @functools.cached_property
     def corpus(self) -> Stage:
+        """The text as token rows: the mirror's, or mini's documentation."""
         p = self.profile
         if self.real:
             shares = {"sample": p.text.sample, "sample_seed": p.text.sample_seed, "web_shares": p.text.web_shares, "limit": p.text.limit}
             return stage("corpus", {"text": shares, "context": p.model.context, **self.mirrored("gpt2", "wikitext", "openwebtext")}, amount=(0, self.counts["sample"] + self.counts["wiki"]))
-        settings = {"text": dataclasses.asdict(p.text), "context": p.model.context, "assets": p.assets}
+        settings: dict[str, Any] = {"text": dataclasses.asdict(p.text), "context": p.model.context, "assets": p.assets}
         if p.assets:
             asset_digest(ASSETS / p.assets / "tokenizer")
         else:
@@ -169,9 +172,11 @@ class Plan:
 
     @functools.cached_property
     def shapes(self) -> Stage:
+        """Table 1's shapes and counts, of models that are built at both sizes."""
         return stage("shapes", {"model": dataclasses.asdict(self.profile.model), "compression": dataclasses.asdict(self.profile.compression)}, cost=3e10)
 
     def pretrained(self, model: str) -> Stage:
+        """The "teacher" or the "baseline": from the mirror, committed, or trained here."""
         p = self.profile
         if self.real:
             name = {"teacher": "gpt2", "baseline": "distilgpt2"}[model]
@@ -186,9 +191,11 @@ class Plan:
 
     @functools.cached_property
     def decompose(self) -> Stage:
+        """The SVD start: the teacher's matrices as nearest Kronecker products (eq. 1)."""
         return stage("decompose", {"compression": dataclasses.asdict(self.profile.compression), "precision": self.precision}, (self.pretrained("teacher"), self.corpus), cost=9e11, version=2)
 
     def pretrain(self, on: str, objective: str, seed: int) -> Stage:
+        """The light pre-training of the SVD start on "web" (Table 3) or "wiki" (Table 7) text; objective "lm", "kd" or "lm_kd"."""
         training = self.profile.pretrain if on == "web" else self.profile.ablation
         amount = self.amount(training, self.counts["sample" if on == "web" else "wiki"])
         cost = self.forward["lm"] * FACTORS["lm" if objective == "lm" else "lm_ilkd"] * amount[1] + 1e11
@@ -210,6 +217,7 @@ class Plan:
         return {"calibration": self.profile.beyond.calibration, "precision": self.precision}
 
     def aligned(self, seed: int) -> Stage:
+        """The aligned start of beyond_alignment, and the teacher in its basis."""
         compression = {**dataclasses.asdict(self.profile.compression), "init": "aligned"}
         cost = 30 * self.forward["lm"] * self.profile.beyond.calibration * self.profile.model.context
         return stage("aligned", {"compression": compression, **self.calibration()}, (self.pretrained("teacher"), self.corpus), cost + 3e11, seed=seed)
@@ -265,6 +273,7 @@ class Plan:
         return self.pretrain("web", "lm_kd", seed) if model == "student" else self.pretrained(model)
 
     def finetune_lm(self, model: str, seed: int) -> Stage:
+        """Table 4: a model fine-tuned on WikiText-103 or its stand-in."""
         p = self.profile
         ilkd = model == "student" and p.readings.table4_ilkd
         inputs = (self.corpus, self.source(model, seed), *((self.pretrained("teacher"),) if ilkd else ()))
@@ -280,10 +289,12 @@ class Plan:
         return {"cost": cost, "amount": (math.ceil(rows / training.batch_size), rows * self.counts["row"])}
 
     def glue_settings(self, method: str, **more) -> dict:
+        """Settings of a fine-tuning on GLUE by "none", "vanilla" or "ilkd"."""
         p = self.profile
         return self.train_settings(p.finetune_glue, method, method=method, max_length=p.glue.max_length, **({"mirror": "gpt2"} if self.real else {"assets": p.assets}), **more)
 
     def finetune_glue(self, row: str, task: str, seed: int) -> Stage:
+        """One task of one row of Tables 5 and 6, of an arm of Table 7, or of a model of beyond_alignment."""
         p = self.profile
         method = "ilkd" if row.startswith("ablation") and p.readings.table7_ilkd else METHODS.get(row, "none")
         guide = () if method == "none" else (self.finetune_glue("teacher", task, seed),)
@@ -292,11 +303,13 @@ class Plan:
         return stage("finetune_glue", self.glue_settings(method, keep_model=row == "teacher"), inputs, **self.glue_cost(task, factor), hints=self.hints, row=row, task=task, seed=seed)
 
     def twin_checks(self, tasks: tuple[str, ...]) -> list[Stage]:
+        """What a task gives away: a teacher at random, or one that sees one sentence of two."""
         wanted = [(t, c) for t in tasks for c in self.profile.checks if c == "random" or t not in ONE_SENTENCE]
         inputs = (self.twins, self.pretrained("teacher"))
         return [stage("twin_check", self.glue_settings("none"), inputs, **self.glue_cost(t, FACTORS["glue"]), task=t, check=c, seed=0) for t, c in wanted]
 
     def score(self, row: str, tasks: tuple[str, ...], seed: int) -> Stage:
+        """Table 6: a row's submission files, and their scores where test labels are known."""
         return stage("score", {}, (self.twins, *(self.finetune_glue(row, task, seed) for task in tasks)), 1e9, row=row, seed=seed)
 
     def table(self, number: int | str, seeds: range, tasks: tuple[str, ...]) -> list[Stage]:

@@ -37,7 +37,7 @@ def _factor_shapes(shape: tuple[int, int], b_shape: tuple[int, int]) -> tuple[tu
 
 
 def nearest_kronecker(W: Tensor, b_shape: tuple[int, int], rank: int = 1, scale: str = "sqrt") -> tuple[Tensor, Tensor]:
-    """Best sum of `rank` Kronecker products in Frobenius norm (Van Loan): W (m, n) ≈ Σ_r A_r ⊗ B_r.
+    """Eq. 1's A and B: the best sum of `rank` Kronecker products in Frobenius norm (Van Loan), W (m, n) ≈ Σ_r A_r ⊗ B_r.
 
     Returns A (rank, m/m2, n/n2) and B (rank, m2, n2) in W's dtype and device, computed in float64. `scale` says
     how a singular value is shared: "sqrt" gives √σ to each factor, "unit_b" leaves ‖B_r‖ = 1. The sign makes the
@@ -100,10 +100,11 @@ def kronecker_apply(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 
 class KroneckerLinear(nn.Module):
-    """y = (Σ_r A_r ⊗ B_r) x + bias, for x (…, in_features) → y (…, out_features).
+    """Eq. 1: y = (Σ_r A_r ⊗ B_r) x + bias, for x (…, in_features) → y (…, out_features).
 
     A (parts·rank, m1, n1) and B (parts·rank, m2, n2) are the parameters; `parts` > 1 stacks that many independent
     maps of the same input along the output, as GPT-2's fused query, key and value do: one layer call, three products.
+    Raises ValueError for a B that does not divide the weight, a rank or a number of parts that is not possible.
     """
 
     def __init__(self, in_features: int, out_features: int, b_shape: tuple[int, int], rank: int = 1, bias: bool = True, parts: int = 1):
@@ -131,7 +132,7 @@ class KroneckerLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Module, b_shape: tuple[int, int], rank: int = 1, parts: int = 1, scale: str = "sqrt") -> KroneckerLinear:
-        """The nearest Kronecker layer to an nn.Linear (weight out×in) or a Hugging Face Conv1D (weight in×out)."""
+        """The nearest Kronecker layer to an nn.Linear (weight out×in) or a Hugging Face Conv1D (weight in×out), in its dtype and device; TypeError for another layer."""
         conv1d = type(linear).__name__ == "Conv1D"
         if not conv1d and not isinstance(linear, nn.Linear):
             raise TypeError(f"from_linear takes nn.Linear or transformers' Conv1D, got {type(linear).__name__}")
@@ -187,6 +188,7 @@ class KroneckerEmbedding(nn.Module):
     """Lookup table W_E = A ⊗ B with A (num_embeddings, embedding_dim / factor) and B (1, factor), §3.2 of the paper.
 
     ids (…) of int64 → rows (…, embedding_dim), each the Kronecker product of one row of A with B: O(d) work a token.
+    Raises ValueError where the factor does not divide embedding_dim.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, factor: int):
@@ -209,7 +211,7 @@ class KroneckerEmbedding(nn.Module):
         if not isinstance(embedding, nn.Embedding):
             raise TypeError(f"from_embedding takes nn.Embedding, got {type(embedding).__name__}")
         weight = embedding.weight.detach()
-        layer = cls(*weight.shape, factor).to(device=weight.device, dtype=weight.dtype)
+        layer = cls(weight.shape[0], weight.shape[1], factor).to(device=weight.device, dtype=weight.dtype)
         layer.approximate(weight, scale)
         return layer
 
@@ -233,7 +235,7 @@ class KroneckerEmbedding(nn.Module):
 
 
 class KroneckerHead(nn.Module):
-    """Output head that is an embedding's table W_E = A ⊗ B once more: hidden (…, d) → logits (…, num_embeddings), the factors shared.
+    """Output head that is the embedding's table W_E = A ⊗ B (§3.2) once more: hidden (…, d) → logits (…, num_embeddings), the factors shared.
 
     The hidden state is contracted with B first, so it costs 1/factor of the dense head.
     """

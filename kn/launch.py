@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from . import cost
 from .executors import Processes, WorkerDied, cores, gpus
@@ -65,7 +66,8 @@ def short(number: float) -> str:
 
 def to_make(stages: list[Stage], store: Store) -> dict[str, Stage]:
     """What the store lacks, in order, and what of its files these stages would read and find changed."""
-    found, read = {}, set()
+    found: dict[str, Stage] = {}
+    read: set[str] = set()
     for item in reversed(stages):
         if not store.has(item) or item.path in read and store.damage(item, deep=True):
             found[item.path] = item
@@ -73,7 +75,7 @@ def to_make(stages: list[Stage], store: Store) -> dict[str, Stage]:
     return dict(reversed(found.items()))
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Kind and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
@@ -92,7 +94,9 @@ def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None,
         for need in item.inputs:
             if need.path in users:
                 users[need.path] = max(users[need.path], users[item.path])
-    failed, ran, running = {}, [], {}
+    failed: dict[str, str] = {}
+    running: dict[Any, Stage] = {}
+    ran: list[str] = []
     out = stream or sys.stderr
     bar = tqdm(
         total=round(sum(i.cost for i in missing.values()) / 1e9), desc="stages", file=out, mininterval=0.5 if out.isatty() else 30, ncols=100,
@@ -117,7 +121,7 @@ def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None,
                 break
             bar.set_postfix_str(" · ".join(sorted(item.path.rpartition("-")[0] for item in running.values()))[:48], refresh=out.isatty())
             for item, answer in executor.wait(running):
-                if isinstance(answer, Exception):
+                if isinstance(answer, BaseException):
                     failed[item.path] = one_line(answer)
                 elif answer:
                     ran.append(item.path)

@@ -46,10 +46,12 @@ class Values:
 
     @staticmethod
     def factor(block: nn.Module, plan: dict) -> int:
+        """The factor f by which the part can be narrower; ValueError where it cannot."""
         return narrow_heads(plan, "self_attn.v_proj", block.self_attn.head_dim)
 
     @staticmethod
     def install(block: nn.Module, factor: int) -> None:
+        """Put empty narrow layers into a block that is still dense, in place."""
         attn, dtype = block.self_attn, block.self_attn.o_proj.weight.dtype
         attn.__class__ = NarrowValues  # same parameters but for the two layers below
         width, heads, values = attn.o_proj.out_features, attn.o_proj.in_features, attn.v_proj.out_features
@@ -59,6 +61,7 @@ class Values:
 
     @staticmethod
     def state(block: nn.Module, factor: int) -> dict[str, Tensor]:
+        """The narrow layers' parameters, made of a compressed block's, in its dtype."""
         attn = block.self_attn
         value, out = attn.v_proj, attn.o_proj
         dense = out.weight  # (d, heads · head_dim), Kronecker or not
@@ -86,14 +89,17 @@ class NarrowGatedFeedForward(nn.Module):
         return self.down_proj(in_parts(self.mix, self.gate_proj(x), self.up_proj(x)))
 
     def mix(self, a: Tensor, e: Tensor, out: Tensor | None = None) -> Tensor:
-        z = None
-        for j in range(self.factor):
-            if self.gate_bias is None:
-                gate, value = self.act_fn(a * self.gate_scale[j]), self.weight[j]
-            else:
-                gate, value = self.act_fn(torch.addcmul(self.gate_bias[j], a, self.gate_scale[j])), torch.addcmul(self.up_bias[j], e, self.weight[j])
-            z = torch.mul(gate, value, out=out) if z is None else torch.addcmul(z, gate, value, out=out)
+        """z (…, inner) from a and e (…, inner), into `out` if given."""
+        z = torch.mul(*self._term(0, a, e), out=out)
+        for j in range(1, self.factor):
+            z = torch.addcmul(z, *self._term(j, a, e), out=out)
         return torch.mul(z, e, out=out) if self.up_bias is None else z
+
+    def _term(self, j: int, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        """g(b_j a + β_j), and what multiplies it: c_j (b'_j e + β'_j), or without biases c_j b'_j alone."""
+        if self.gate_bias is None:
+            return self.act_fn(a * self.gate_scale[j]), self.weight[j]
+        return self.act_fn(torch.addcmul(self.gate_bias[j], a, self.gate_scale[j])), torch.addcmul(self.up_bias[j], e, self.weight[j])
 
 
 class GatedFeedForward:
@@ -103,16 +109,19 @@ class GatedFeedForward:
 
     @staticmethod
     def factor(block: nn.Module, plan: dict) -> int:
+        """The factor f by which the part can be narrower; ValueError where it cannot."""
         return shared(plan, GATED[:2], GATED[2:])
 
     @staticmethod
     def install(block: nn.Module, factor: int) -> None:
+        """Put empty narrow layers into a block that is still dense, in place."""
         mlp = block.mlp
         gate = mlp.gate_proj
         block.mlp = NarrowGatedFeedForward(gate.in_features, gate.out_features // factor, factor, mlp.act_fn, gate.bias is not None, gate.weight.dtype)
 
     @staticmethod
     def state(block: nn.Module, factor: int) -> dict[str, Tensor]:
+        """The narrow layers' parameters, made of a compressed block's, in its dtype."""
         gate, up, down = (block.get_submodule(path) for path in GATED)
         weight = down.B[0, 0]  # c
         state = {f"{path}.weight": layer.A[0].clone() for path, layer in zip(GATED, (gate, up, down), strict=True)}
@@ -139,19 +148,19 @@ class _KnLlama(KroneckerModel):
 
 
 class KnLlamaModel(_KnLlama, LlamaModel):
-    """Without a head; last_hidden_state (batch, length, width)."""
+    """Llama without a head, its matrices Kronecker products (eq. 1); last_hidden_state (batch, length, width)."""
 
     dense_class = LlamaModel
 
 
 class KnLlamaForCausalLM(_KnLlama, LlamaForCausalLM):
-    """Language model; logits (batch, length, vocabulary)."""
+    """Llama as language model, its matrices Kronecker products (eq. 1); logits (batch, length, vocabulary)."""
 
     dense_class = LlamaForCausalLM
 
 
 class KnLlamaForSequenceClassification(_KnLlama, LlamaForSequenceClassification):
-    """Sequence classifier on the last token that is not padding; logits (batch, labels)."""
+    """Llama as sequence classifier on the last token that is not padding, its matrices Kronecker products (eq. 1); logits (batch, labels)."""
 
     dense_class = LlamaForSequenceClassification
 

@@ -26,7 +26,7 @@ def wanted(names: list[str], patterns: tuple[str, ...]) -> list[str]:
 
 
 def resolve(item: Item, api) -> tuple[str, str, dict[str, int]]:
-    """(revision asked for, commit, {file: bytes}) of a repository on the hub."""
+    """(revision asked for, commit, {file: bytes}) of a repository on the hub; SourceError where no file is as wanted."""
     for revision in filter(None, ("main", item.fallback)):
         info = api.repo_info(item.repository, repo_type=item.kind, revision=revision, files_metadata=True)
         sizes = {s.rfilename: s.size or 0 for s in info.siblings}
@@ -94,7 +94,7 @@ def make(mirror: Path, items: dict[str, Item] = ITEMS, api=None, download=None) 
 
 
 def wheels(mirror: Path, requirements: Path) -> None:
-    """The pinned packages as wheels in <mirror>/wheels, for an installation without a network."""
+    """The pinned packages as wheels in <mirror>/wheels, for an installation without a network; SourceError where pip fails."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "-r", str(requirements), "-d", str(mirror / "wheels")]
     if subprocess.run(command).returncode:
         raise SourceError(f"pip could not fetch the pins of {requirements.name}: see its message above")

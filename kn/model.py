@@ -6,6 +6,7 @@ import copy
 import os
 from dataclasses import asdict
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,16 @@ from .config import KroneckerSpec
 from .fold import fold, install_narrow
 from .kronecker import KroneckerEmbedding, KroneckerHead, KroneckerLinear
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Stock
+else:
+    _Stock = object  # the class that follows the mixin is one
+
 FAMILIES = {"gpt2": "gpt2", "llama": "llama"}  # model_type of a teacher: the file of kn with its STUDENTS
 FACTORED = (KroneckerLinear, KroneckerEmbedding, KroneckerHead)
 
 
-class KroneckerModel:
+class KroneckerModel(_Stock):
     """Mixin before a transformers model class: builds the factors from the configuration, initialises, resizes, folds, goes back to dense.
 
     A family sets blocks and table (module paths in its base model), matrices {path in a block: (side that shares an entry
@@ -144,7 +150,7 @@ def dense_state(model: KroneckerModel, dense: nn.Module) -> dict[str, Tensor]:
 
 
 def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibration=None) -> KroneckerModel:
-    """The compressed model of a GPT-2 or Llama (language model, sequence classifier or neither), started from the nearest Kronecker products.
+    """The compressed model of a GPT-2 or Llama (language model, sequence classifier or neither), started from the nearest Kronecker products (eq. 1, §3.2).
 
     The output head stays dense, a clone of the teacher's and no longer tied to the embedding, unless spec.head is "tied".
     `calibration`, token ids (sequences, length) of some text, is for init="aligned" (aligned.py). Raises TypeError for other model classes and ValueError for specs the model cannot take.
@@ -169,7 +175,7 @@ def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibratio
 
 
 def factor(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
-    """The compressed model whose matrices are the Kronecker products nearest to this one's, whatever it was started from: what `compress` ends with."""
+    """The compressed model whose matrices are the Kronecker products nearest to this one's, whatever it was started from: what `compress` ends with. ValueError where its weights do not fit."""
     student_class = import_module(f".{FAMILIES[model.config.model_type]}", __package__).STUDENTS[type(model)]
     fields = {k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "architectures", "tie_word_embeddings")}
     config = student_class.config_class(**fields, kronecker=asdict(spec))

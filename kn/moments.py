@@ -6,7 +6,7 @@ no more than TOKENS samples stand in memory; sums over all of them, and what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,21 +16,26 @@ TOKENS = 4096  # at a time
 STEPS = 32  # of an elimination
 
 
-def parts(streams: tuple[Tensor, ...]):
-    """The streams a few sequences at a time."""
+def parts(*streams: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The streams (sequences, length, …) a few sequences at a time."""
     return zip(*(stream.split(max(1, TOKENS // stream.shape[1])) for stream in streams), strict=True)
+
+
+def zero(beside: Tensor) -> Tensor:
+    """A float64 0 on the device of a tensor, for sums of any shape to start from."""
+    return torch.zeros((), dtype=torch.float64, device=beside.device)
 
 
 @torch.no_grad()
 def in_parts(function: Callable[..., Tensor], *streams: Tensor) -> Tensor:
     """function over the streams, a few sequences at a time."""
-    return torch.cat([function(*part) for part in parts(streams)])
+    return torch.cat([function(*part) for part in parts(*streams)])
 
 
 @torch.no_grad()
 def moments(samples: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> Tensor:
     """Σ xᵀ y (n, m) over all samples (x, y) that `samples` makes of the streams, float64."""
-    return sum(_product(*samples(*part)) for part in parts(streams))
+    return sum((_product(*samples(*part)) for part in parts(*streams)), start=zero(streams[0]))
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas
 
 INK = "#2b3038"  # the plots' text and axes; on pages it becomes the colour of the text
-LOOK = {f"{part}color": INK for part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")} | {
+LOOK: dict[Any, Any] = {f"{part}color": INK for part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")} | {
     "font.size": 9, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.grid": True,
     "axes.axisbelow": True, "grid.color": "#88888855", "grid.linewidth": 0.5,
 }  # fmt: skip
@@ -41,10 +41,7 @@ def figure(number: int, frame: pandas.DataFrame, records: list[dict]) -> matplot
         plot = Figure(figsize=(9, 3.3), layout="constrained")
         axes = list(plot.subplots(1, {2: 4, 5: 1, 6: 1}.get(number, 2), squeeze=False).flatten())
         _draw(number, frame, records, axes)
-        for axis in axes:
-            if not axis.has_data():
-                axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes)
-                axis.set(xticks=[], yticks=[])
+        _say_not_run(axes)
     return plot
 
 
@@ -90,11 +87,16 @@ def beyond(name: str, frame: pandas.DataFrame) -> matplotlib.figure.Figure:
                 _sizes(axis, known, when)
             if axes[0].has_data():
                 plot.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7.5, columnspacing=1.2, handletextpad=0.3)
-        for axis in axes:
-            if not axis.has_data():
-                axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes)
-                axis.set(xticks=[], yticks=[])
+        _say_not_run(axes)
     return plot
+
+
+def _say_not_run(axes: Any) -> None:
+    """On every one of these axes that shows nothing."""
+    for axis in axes:
+        if not axis.has_data():
+            axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes)
+            axis.set(xticks=[], yticks=[])
 
 
 def _ingredients(axis: Any, frame: pandas.DataFrame) -> None:

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -28,7 +29,7 @@ def mirror_folder(home: Path | None = None) -> Path:
 
 
 def digest(items: tuple[str, ...]) -> dict[str, dict]:
-    """What of the mirror a stage depends on: commit and the sha256 of every file, by item."""
+    """What of the mirror a stage depends on: commit and the sha256 of every file, by item; SourceError for an item that is not there."""
     known = sources.manifest(mirror_folder())["items"]
     missing = [name for name in items if name not in known]
     if missing:
@@ -41,7 +42,8 @@ class Rows:
 
     def __init__(self, tokenizer, context: int, end: bool):
         self.tokenizer, self.context, self.end = tokenizer, context, end
-        self.parts, self.counts = [], {"documents": 0, "bytes": 0, "words": 0}
+        self.parts: list[numpy.ndarray] = []
+        self.counts = {"documents": 0, "bytes": 0, "words": 0}
 
     def add(self, texts: list[str]) -> None:
         """Tokenise some texts, each followed by the end-of-text token if `end`."""
@@ -61,12 +63,16 @@ class Rows:
 
 
 def corpus(settings: dict, folder: Path, tokenizer) -> dict:
-    """WikiText-103 whole and a random share of OpenWebText as token rows; counts of documents, bytes, words and tokens."""
+    """WikiText-103 whole and a random share of OpenWebText as token rows; counts of documents, bytes, words and tokens.
+
+    ValueError for a tokenizer of more than 16 bits, SourceError for a split without a full row.
+    """
     mirror, text, context = mirror_folder(), settings["text"], settings["context"]
     sources.verify(mirror, settings["mirror"])
     if len(tokenizer) > 2**16:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, rows of 16 bits hold 65,536")
-    rows, metrics = {}, {"fingerprint": hashlib.sha256(json.dumps(settings["mirror"], sort_keys=True).encode()).hexdigest()[:16]}
+    rows: dict[str, torch.Tensor] = {}
+    metrics: dict[str, Any] = {"fingerprint": hashlib.sha256(json.dumps(settings["mirror"], sort_keys=True).encode()).hexdigest()[:16]}
 
     def keep(name: str, made: Rows) -> None:
         whole, counts = made.finish()

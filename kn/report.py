@@ -22,7 +22,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kn.paper import printed, value_of
+from kn.paper import number_of, printed
 from kn.statistics import interval, paired
 from kn.tables import ABLATION, COLUMNS, GLUE_ROWS, MODELS, TASKS, ablated, average, find, informative, rounded, sheet_of, table, untuned
 
@@ -61,7 +61,7 @@ def trends(records: list[dict]) -> pandas.DataFrame:
     """The paper's orderings on our numbers: claim, paper, ours, low, high, n, verdict; scores over the informative tasks alone."""
     import pandas
 
-    paper = {number: {(cell.row, cell.column): value_of(cell.value) for cell in printed(number).itertuples()} for number in range(4, 8)}
+    paper = {number: {(cell.row, cell.column): number_of(cell.value) for cell in printed(number).itertuples()} for number in range(4, 8)}
     four = {model: paper[4]["Perplexity", name] for model, name in MODELS.items()}
     start, teacher = ablated(records, "none").values, untuned(records, "teacher").values
     seven = {key: paper[7][row, "Wikitext-103 (pp.)"] for key, row in ABLATION.items()}
@@ -82,7 +82,7 @@ def trends(records: list[dict]) -> pandas.DataFrame:
             printed_mean = [statistics.fmean(paper[number][GLUE_ROWS[row], TASKS[task]] for task in tasks or TASKS) for row in (left, right)]
             claim = f"Table {number}, GLUE {split} average: {GLUE_ROWS[left]} {word} {'on ' if side < 0 else ''}{GLUE_ROWS[right]}, points"
             ours = [average(records, row, split, tasks) for row in (left, right)]
-            lines.append(compare(claim, *ours, round(printed_mean[0] - printed_mean[1], 2), side, False))
+            lines.append(compare(claim, ours[0], ours[1], round(printed_mean[0] - printed_mean[1], 2), side, False))
     lm_kd, none = ({**find(records, "dev.f1", "finetune_glue", row=f"ablation_{key}", task="mnli").values} for key in ("lm_kd", "none"))
     known = "mnli" in tasks
     difference = round(paper[7][ABLATION["lm_kd"], "MNLI (f1)"] - paper[7][ABLATION["none"], "MNLI (f1)"], 2)

@@ -6,14 +6,11 @@ stay, and what queries and keys have there is fitted to the teacher's attention 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor, nn
 
-from .moments import root, spread
+from .moments import in_parts, root, spread
 
-PART = 4096  # tokens at a time
 SEQUENCES = 16  # of the calibration text
 QUERIES = 64  # per sequence, whose attention is compared
 STEPS = 60  # of L-BFGS, from the best start in closed form
@@ -29,16 +26,6 @@ def spaced(ids: Tensor, tokens: int) -> Tensor:
 def cross(x: Tensor, y: Tensor) -> Tensor:
     """Σ xᵀ y over the rows of x (…, n) and y (…, m); products of 2,048 rows in their own precision, their sum in float64."""
     return sum((a.T @ b).double() for a, b in zip(x.flatten(0, -2).split(2048), y.flatten(0, -2).split(2048), strict=True))
-
-
-def parts(*inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Some sequences at a time."""
-    return zip(*(t.split(max(1, PART // inputs[0].shape[1])) for t in inputs), strict=True)
-
-
-def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function of x, some sequences at a time."""
-    return torch.cat([function(part) for (part,) in parts(x)])
 
 
 def outputs(layer: nn.Linear, maps: Tensor, factor: int) -> None:
@@ -91,7 +78,7 @@ def narrow_query_key(dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tenso
     later = torch.arange(length, device=x_s.device) > asked[..., None]  # (sequences, n, length)
 
     def heads(layer: nn.Linear, norm: nn.Module, x: Tensor) -> Tensor:
-        return each(lambda part: layer(norm(part)).unflatten(-1, (-1, e)).transpose(1, 2), x)  # (sequences, heads, length, e)
+        return in_parts(lambda part: layer(norm(part)).unflatten(-1, (-1, e)).transpose(1, 2), x)  # (sequences, heads, length, e)
 
     targets = []
     for i, x in enumerate(x_t.split(1)):
@@ -101,7 +88,7 @@ def narrow_query_key(dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tenso
     q, k = heads(attn.q_proj, block.input_layernorm, x_s), heads(attn.k_proj, block.input_layernorm, x_s)
     roots_q, roots_k = (torch.stack([root(cross(h, h) / h[..., 0].numel()) for h in x.unbind(1)]) for x in (q, k))
     q, k = (torch.linalg.solve_triangular(r.to(x.dtype), x, upper=True, left=False) for r, x in ((roots_q, q), (roots_k, k)))  # white: L-BFGS then needs few steps
-    q = [x[:, rows] for x, rows in zip(q, asked, strict=True)]
+    queries = [x[:, rows] for x, rows in zip(q, asked, strict=True)]
     free = [(r @ m).to(k.dtype).requires_grad_() for r, m in zip((roots_q, roots_k), starts(roots_q, roots_k, positions, factor), strict=True)]
     few_cos, few_sin = cos[:, ::factor], sin[:, ::factor]
     optimizer = torch.optim.LBFGS(free, max_iter=STEPS, max_eval=STEPS * 5 // 4, history_size=20, tolerance_change=0, tolerance_grad=0, line_search_fn="strong_wolfe")
@@ -110,9 +97,9 @@ def narrow_query_key(dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tenso
     def divergence() -> Tensor:
         """Up to the teacher's entropy; gradients are added sequence by sequence."""
         optimizer.zero_grad()
-        total = 0.0
+        total = free[0].new_zeros(())
         for i, target in enumerate(targets):
-            mine = turned_by(q[i] @ free[0], few_cos[asked[i]], few_sin[asked[i]]).unflatten(0, (-1, groups)).flatten(1, 2)  # (key heads, groups · n, e/f)
+            mine = turned_by(queries[i] @ free[0], few_cos[asked[i]], few_sin[asked[i]]).unflatten(0, (-1, groups)).flatten(1, 2)  # (key heads, groups · n, e/f)
             score = (scale * mine @ turned_by(k[i] @ free[1], few_cos, few_sin).transpose(-1, -2)).view_as(target)
             loss = -(target * score.masked_fill(later[i], -1e4).log_softmax(-1)).sum() / target[..., 0].numel() / len(targets)
             loss.backward()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
     import pandas
 
-TITLES = {
+TITLES: dict[int | str, str] = {
     1: "Configuration of the models",
     2: "Hyper-parameters",
     3: "Cost of training",
@@ -34,7 +34,7 @@ TITLES = {
 }
 SETTLED = ("shape", "count", "hyper-parameter", "parameters without the output embedding", "parameters", "steps", "weights")  # metrics in which nothing is drawn
 SPREAD, WIDE = "± sd (n)", 8  # a line of its own in tables of more columns
-NOTES = {
+NOTES: dict[int | str, str] = {
     1: "Shapes read off models that were really built. <em>Erratum</em>: two digits of the printed vocabulary are swapped, GPT-2 has 50257 tokens.",
     2: "Ours are the values that the training runs used, read back from their records.",
     3: "The paper's count (*) leaves out the output embedding, which KnGPT2 does not share with the input; both counts are given. The hours printed for DistilGPT2 are DistilBERT's (footnote 4).",
@@ -45,7 +45,7 @@ NOTES = {
     6: "In per cent, predicted first and scored afterwards; the files for GLUE's server lie as submission.zip in each score stage. Uninformative tasks are those of Table 5.",
     7: "Pre-training on WikiText-103, perplexity directly after it, MNLI fine-tuned afterwards without distillation. The first row is the SVD start.",
 }
-BEYOND = {
+BEYOND: dict[int | str, str] = {
     "beyond_alignment": "Beyond the paper: a start that needs no healing",
     "beyond_compression": "Beyond the paper: quality against size",
 }

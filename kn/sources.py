@@ -26,18 +26,17 @@ class Item:
     repository: str
     kind: str  # "model" or "dataset"
     patterns: tuple[str, ...]
-    gigabytes: float  # about, for the plan
     fallback: str = ""  # revision to try where the main one holds no such file
 
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 ITEMS = {
-    "gpt2": Item("openai-community/gpt2", "model", MODEL_FILES, 0.55),
-    "distilgpt2": Item("distilbert/distilgpt2", "model", MODEL_FILES, 0.35),
-    "wikitext": Item("Salesforce/wikitext", "dataset", ("wikitext-103-raw-v1/*.parquet",), 0.32),
+    "gpt2": Item("openai-community/gpt2", "model", MODEL_FILES),
+    "distilgpt2": Item("distilbert/distilgpt2", "model", MODEL_FILES),
+    "wikitext": Item("Salesforce/wikitext", "dataset", ("wikitext-103-raw-v1/*.parquet",)),
     # the main branch held a loading script for long; datasets 4 runs none, the hub's own conversion is parquet
-    "openwebtext": Item("Skylion007/openwebtext", "dataset", ("*.parquet",), 24.0, "refs/convert/parquet"),
-    "glue": Item("nyu-mll/glue", "dataset", tuple(f"{task}/*.parquet" for task in glue.TASKS), 0.16),
+    "openwebtext": Item("Skylion007/openwebtext", "dataset", ("*.parquet",), "refs/convert/parquet"),
+    "glue": Item("nyu-mll/glue", "dataset", tuple(f"{task}/*.parquet" for task in glue.TASKS)),
 }
 # the hub's names for GLUE's columns; labels are class numbers in the order of glue.TASKS[...].labels, −1 where hidden
 GLUE_TEXTS = {
@@ -66,7 +65,7 @@ def manifest(mirror: Path) -> dict:
         if path.stat().st_size > LARGEST:
             raise ValueError
         found = json.loads(path.read_text())
-        names = [(item,) for item in found["items"]]
+        names: list[tuple[str, ...]] = [(item,) for item in found["items"]]
         for item, entry in found["items"].items():
             if not (isinstance(entry["commit"], str) and all(isinstance(size, int) and isinstance(digest, str) for size, digest in entry["files"].values())):
                 raise TypeError
@@ -102,7 +101,7 @@ def verify(mirror: Path, items: dict[str, dict]) -> None:
 
 
 def files_of(mirror: Path, split: str, *folders: str) -> list[Path]:
-    """Parquet files of one split below a folder of the mirror, in name order: <split>-00000-of-00002.parquet or <split>/0000.parquet."""
+    """Parquet files of one split below a folder of the mirror, in name order: <split>-00000-of-00002.parquet or <split>/0000.parquet; SourceError for none."""
     folder = mirror.joinpath(*folders)
     found = sorted(p for p in folder.rglob("*.parquet") if p.name.startswith(f"{split}-") or p.parent.name in (split, f"partial-{split}"))
     for path in found:
@@ -131,7 +130,7 @@ def columns(path: Path, names: tuple[str, ...], batch: int = 4096) -> Iterator[d
 
 
 def texts_of(path: Path, column: str = "text") -> Iterator[str]:
-    """The strings of one column."""
+    """The strings of one column; SourceError for what is no text."""
     for part in columns(path, (column,)):
         for text in part[column]:
             if not isinstance(text, str):
@@ -173,7 +172,8 @@ def openwebtext(mirror: Path, share: float, held: tuple[float, float], seed: int
 
 def glue_rows(mirror: Path, task: str) -> dict[str, list[dict]]:
     """All splits of a task as rows {"texts", "label" (None where hidden), "index"}."""
-    names, made = GLUE_TEXTS[task], {}
+    made: dict[str, list[dict]] = {}
+    names = GLUE_TEXTS[task]
     for split in glue.TASKS[task].splits:
         rows = made.setdefault(split, [])
         for path in files_of(mirror, split.replace("dev", "validation"), "glue", task):

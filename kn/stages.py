@@ -16,7 +16,7 @@ from .store import Stage, Store
 
 
 def plan(profile: Profile, tables=TABLES, seeds: int = 1, tasks: tuple[str, ...] = TASKS, without_mirror: bool = False) -> tuple[list[Stage], list[Stage]]:
-    """(all stages in an order in which each comes after its inputs, those the tables read); `without_mirror` is for costs only."""
+    """(all stages in an order in which each comes after its inputs, those the tables read); `without_mirror` is for costs only. ValueError for what is unknown."""
     wrong = [t for t in tables if t not in NOTEBOOKS]
     if wrong:
         raise ValueError(f"table {wrong[0]} does not exist: allowed are 1 to 7, {', '.join(BEYOND)} and {LEDGER}")

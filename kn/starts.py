@@ -95,6 +95,7 @@ def compressed(stage: Stage, folder: Path, store: Store) -> dict:
     set_seed(stage["seed"])
     teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model").eval()
     method, spec = stage["method"], KroneckerSpec(**settings["compression"])
+    student: torch.nn.Module
     if method == "svd":
         student = compress(teacher, spec)
     else:

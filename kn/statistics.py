@@ -53,6 +53,6 @@ def _around(mean: float, variance: float, freedom: float) -> tuple[float, float,
 def paired(left: Values, right: Values) -> dict[int | None, tuple[float, float]]:
     """The two values of every seed that both have; where nothing is drawn on one side its value stands beside every seed of the other."""
     if left and right and (set(left) == {None} or set(right) == {None}):
-        seeds = [seed for seed in {**left, **right} if seed is not None] or [None]
-        left, right = ({seed: side.get(seed, side.get(None)) for seed in seeds} for side in (left, right))
+        seeds: list[int | None] = [seed for seed in {**left, **right} if seed is not None] or [None]
+        left, right = ({seed: side[seed if seed in side else None] for seed in seeds} for side in (left, right))
     return {seed: (left[seed], right[seed]) for seed in left if seed in right}

@@ -90,7 +90,7 @@ def file_sha256(path: Path) -> str:
 @lru_cache
 def environment() -> dict:
     """Versions, device and commit of this process, for provenance."""
-    found = {}
+    found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             found[name] = version(name)
@@ -195,7 +195,7 @@ class Store:
             shutil.rmtree(self.scratch(item), ignore_errors=True)
 
     def make(self, stage: Stage, work) -> bool:
-        """Run work(stage, temporary folder, store) -> metrics unless an intact result is there; True if it ran."""
+        """Run work(stage, temporary folder, store) -> metrics unless an intact result is there; True if it ran. StoreError where it cannot be written."""
         from filelock import FileLock
 
         final = self.folder(stage)

@@ -14,9 +14,11 @@ import re
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from kn.paper import printed, value_of
+from kn.paper import number_of, printed, value_of
+from kn.statistics import Values
 
 if TYPE_CHECKING:
     import pandas
@@ -34,19 +36,21 @@ LEAD = 5.0  # points the teacher must be ahead of the simple baselines for a tas
 
 @dataclass
 class Found:
-    """A value per seed (seed None where nothing is drawn; several stages of a seed: the last) and the paths of the stages it comes from."""
+    """A value per seed (None where nothing is drawn; several stages of a seed: the last; a (task, seed) where each is kept) and the paths of the stages it comes from."""
 
-    values: dict[int | None, Any] = field(default_factory=dict)
+    values: dict[Any, Any] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
 
     def map(self, change: Callable[[Any], Any]) -> Found:
+        """The values changed, one by one."""
         return Found({seed: change(value) for seed, value in self.values.items()}, self.stages)
 
     def mean(self) -> float | None:
+        """The mean over seeds; None where there is no value."""
         return statistics.fmean(self.values.values()) if self.values else None
 
 
-def find(records: Iterable[dict], path: str, stage: str, **fields: str) -> Found:
+def find(records: Iterable[dict], path: str, stage: str, **fields: object) -> Found:
     """The value at a dotted path of metrics in every record of a stage whose fields match; records without it are passed over."""
     found = Found()
     for record in records:
@@ -67,10 +71,13 @@ class Sheet:
     """Collects the lines of one table; paper values are looked up by row and column (a table of ours, named by text, has none)."""
 
     def __init__(self, table: int | str):
-        self.table, self.lines, self.by_seed, self.missing = table, [], [], "not run"
+        self.table, self.missing = table, "not run"
+        self.lines: list[list] = []
+        self.by_seed: list[list] = []
         self.paper = {(cell.row, cell.column): cell for cell in printed(table).itertuples()} if isinstance(table, int) else {}
 
     def add(self, row: str, column: str, found: Found, metric: str = "", unit: str = "", verdict: str = "", paper: Any = ...) -> None:
+        """One line: values over seeds as mean and standard deviation, beside the printed one of this row and column, or the one given."""
         cell = self.paper.get((row, column)) if paper is ... else None
         if cell is not None:
             value = value_of(cell.value)
@@ -92,6 +99,7 @@ class Sheet:
         self.by_seed += [[self.table, row, column, metric, unit, verdict, seed, value, made.get(seed, "")] for seed, value in found.values.items() if numeric and not isinstance(seed, tuple)]
 
     def frame(self) -> pandas.DataFrame:
+        """The table, a line per cell (COLUMNS)."""
         import pandas
 
         return pandas.DataFrame(self.lines, columns=COLUMNS).astype({"paper": object, "ours": object, "sd": float, "delta": float})
@@ -104,6 +112,7 @@ class Sheet:
 
 
 def rounded(value: float) -> int | float:
+    """Six digits, as tables show them; whole numbers as they are."""
     return value if isinstance(value, int) else float(f"{value:.6g}")
 
 
@@ -174,9 +183,9 @@ def _hyperparameters(sheet: Sheet, records: list[dict], profile: str) -> None:
     extra = dict.fromkeys(key for found in rows.values() for hyper in found.values.values() for key in hyper)
     names = {"batch_size": "Batch size", "learning_rate": "Learning rate"}
     for row, found in rows.items():
-        settings = {column: found.map(lambda hyper, key=key: hyper.get(key)) for key, column in names.items()}
-        settings |= {column: found.map(lambda hyper, at=at: (hyper.get("alphas") or [None] * 4)[at]) for column, at in ALPHAS.items()}
-        settings |= {key.replace("_", " ").capitalize(): found.map(lambda hyper, key=key: hyper.get(key)) for key in extra if key not in (*names, "alphas")}
+        settings = {column: _inside(found, key) for key, column in names.items()}
+        settings |= {column: _inside(found, "alphas").map(itemgetter(at)) for column, at in ALPHAS.items()}
+        settings |= {key.replace("_", " ").capitalize(): _inside(found, key) for key in extra if key not in (*names, "alphas")}
         for column, values in settings.items():
             cell = sheet.paper.get((row, column))
             values = _distinct(values)
@@ -215,12 +224,12 @@ def _cost(sheet: Sheet, records: list[dict], profile: str) -> None:
     row("Dataset size (GB)", sources("data_bytes", ("pretrain", "data_bytes")), 1e-9)
     for column in MODELS.values():
         full = find(records, f"paper_size.{column}.{without_head}", "shapes").map(lambda value: value / 1e6)
-        paper = value_of(sheet.paper["Parameters*", column].value)
+        paper = number_of(sheet.paper["Parameters*", column].value)
         verdict = "as printed" if all(abs(value - paper) < 1 for value in full.values.values()) else "differs"
         sheet.add("Parameters* at the paper's size", column, full, "parameters without the output embedding", "M", verdict, paper)
     row("Parameters with the output embedding", sources("parameters.total", ("decompose", "parameters.total")), 1e-6, "parameters", "M")
-    full = [find(records, f"paper_size.{column}.parameters.total", "shapes") for column in MODELS.values()]
-    row("Parameters with the output embedding at the paper's size", full, 1e-6, "parameters", "M")
+    totals = [find(records, f"paper_size.{column}.parameters.total", "shapes") for column in MODELS.values()]
+    row("Parameters with the output embedding at the paper's size", totals, 1e-6, "parameters", "M")
     row("Size on disk", sources("bytes", ("decompose", "bytes")), 1e-6, "weights", "MB")
     row("Tokens seen", sources("tokens", ("pretrain", "tokens")), 1e-6, "tokens", "M")
     row("Steps", sources("steps", ("pretrain", "steps")), 1, "steps")
@@ -237,6 +246,7 @@ def _perplexity(sheet: Sheet, records: list[dict], profile: str) -> None:
 
 
 def untuned(records: list[dict], model: str, path: str = "perplexity.wiki.test") -> Found:
+    """A value of the "teacher", "baseline" or "student" before it is fine-tuned, by seed."""
     if model == "student":
         return find(records, path, "pretrain", on="web", objective="lm_kd")
     return find(records, path, "pretrained", model=model)
@@ -245,7 +255,7 @@ def untuned(records: list[dict], model: str, path: str = "perplexity.wiki.test")
 def _checks(records: list[dict], task: str) -> dict[str, Found]:
     """What a task gives away: one row each, the better of the two one-sentence models."""
     kinds = {kind: find(records, "dev.headline", "twin_check", task=task, kind=kind) for kind in ("random", "first_sentence", "second_sentence")}
-    one = max(kinds["first_sentence"], kinds["second_sentence"], key=lambda found: found.mean() if found.values else -math.inf)
+    one = max(kinds["first_sentence"], kinds["second_sentence"], key=lambda found: -math.inf if (mean := found.mean()) is None else mean)
     found = {row: find(records, f"{task}.{key}.headline", "twins") for row, key in (("Majority class", "majority"), ("Word list", "word_list"))}
     return found | {"Random initialisation": kinds["random"], "One sentence only": one}
 
@@ -255,13 +265,13 @@ def informative(records: list[dict]) -> list[str]:
     result = []
     for task in TASKS:
         teacher = find(records, "dev.headline", "finetune_glue", row="teacher", task=task).mean()
-        checks = [found.mean() for found in _checks(records, task).values() if found.values]
+        checks = [mean for found in _checks(records, task).values() if (mean := found.mean()) is not None]
         if teacher is None or not checks or teacher - max(checks) >= LEAD:
             result.append(task)
     return result
 
 
-def average(records: list[dict], row: str, split: str = "dev", tasks: Iterable[str] = tuple(TASKS)) -> dict[int, float]:
+def average(records: list[dict], row: str, split: str = "dev", tasks: Iterable[str] = tuple(TASKS)) -> Values:
     """The mean headline score in percent over the tasks, for each seed that has them all; empty where there is none."""
     scores = [find(records, f"{split}.headline", "finetune_glue", row=row, task=task).values for task in tasks]
     seeds = [seed for seed in scores[0] if all(seed in other for other in scores)] if scores else []
@@ -269,7 +279,7 @@ def average(records: list[dict], row: str, split: str = "dev", tasks: Iterable[s
 
 
 def _glue(sheet: Sheet, records: list[dict], profile: str) -> None:
-    split, known = {5: "dev", 6: "test"}[sheet.table], informative(records)
+    split, known = "dev" if sheet.table == 5 else "test", informative(records)
     if split == "test" and profile == "paper":
         sheet.missing = "server only"  # GLUE's test labels are hidden: the submission files are beside each stage
     extra = []
@@ -295,7 +305,7 @@ def _glue(sheet: Sheet, records: list[dict], profile: str) -> None:
         sheet.add(*line)
 
 
-def _with(values: dict, stages: list[str]) -> Found:
+def _with(values: Values, stages: list[str]) -> Found:
     return Found(values, stages if values else [])
 
 

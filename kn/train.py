@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,12 +18,12 @@ from .config import KnGPT2Config, KroneckerSpec
 from .distill import Distillation
 from .fit import TokenRows, distillation_of, lm_collate, run_trainer
 from .gpt2 import KnGPT2ForSequenceClassification, KnGPT2LMHeadModel
+from .kinds import ASSETS
 from .model import compress, count_parameters
 from .store import Stage, Store, device_name
 
 SHORT = 256  # tokens: on a CPU eager attention is 1.4 times as fast as SDPA at mini's 128
 WINDOWS = 256  # of `context` tokens: enough to choose recipes by, and quick
-ASSETS = Path(__file__).parent / "assets"
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
@@ -33,7 +34,7 @@ def settings_of(stage: Stage) -> dict:
 
 
 def needed(stage: Stage, kind: str, **fields) -> Stage:
-    """The one input of this kind (and fields)."""
+    """The one input of this kind (and fields); RuntimeError for none or several."""
     found = [i for i in stage.inputs if i.kind == kind and all(i[k] == v for k, v in fields.items())]
     if len(found) != 1:
         raise RuntimeError(f"{stage.path} has {len(found)} inputs of kind {kind}, wanted one")
@@ -50,7 +51,7 @@ def load_model(folder: Path, task: str = "lm", labels: int = 0):
     config = saved.check(folder)
     compressed = config["model_type"] == "kngpt2"
     classes = (KnGPT2LMHeadModel, KnGPT2ForSequenceClassification) if compressed else (GPT2LMHeadModel, GPT2ForSequenceClassification)
-    extra = {"num_labels": labels} if task == "glue" else {}
+    extra: dict[str, Any] = {"num_labels": labels} if task == "glue" else {}
     if config.get("activation_function", "gelu_new") == "gelu_new":
         extra["activation_function"] = "gelu_pytorch_tanh"  # the same function as one operation: faster, and keeps one tensor for the backward pass instead of seven
     attention = "sdpa" if torch.cuda.is_available() or config.get("n_positions", 1024) > SHORT else "eager"
@@ -59,7 +60,7 @@ def load_model(folder: Path, task: str = "lm", labels: int = 0):
         model, found = classes[task == "glue"].from_pretrained(folder, **asked, **extra)
     if missing := sorted(name for name in found["missing_keys"] if not (task == "glue" and name == "score.weight")):
         raise ValueError(f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: save the whole model there again")
-    model.config.pad_token_id, model.config.use_cache = model.config.eos_token_id, False
+    model.config.update({"pad_token_id": model.config.eos_token_id, "use_cache": False})
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
@@ -87,7 +88,8 @@ def corpus(stage: Stage, folder: Path, store: Store) -> dict:
     if not settings["assets"]:
         corpora.train_tokenizer(built["web"].train, settings["vocabulary"]).save_pretrained(folder / "tokenizer")
     tokenizer = tokenizer_of(settings, folder)
-    rows, metrics = {}, {"fingerprint": corpora.fingerprint(built)}
+    rows: dict[str, torch.Tensor] = {}
+    metrics: dict[str, Any] = {"fingerprint": corpora.fingerprint(built)}
     metrics["as_committed"] = not text["fingerprint"] or metrics["fingerprint"] == text["fingerprint"]
     splits = {f"{g}_{s}": getattr(c, s) for g, c in built.items() for s in ("train", "valid", "test")}
     splits = {name: docs[: text["limit"]] if text["limit"] else docs for name, docs in splits.items()}

@@ -157,13 +157,14 @@ RECIPES = {
 
 def make_rows(name: str, docs: list[list[Words]], size: int, used: set[Words], rng: random.Random) -> list[dict]:
     """Up to `size` rows from documents (lists of sentences), labels even; avoids the sentences in `used` and adds its own."""
-    recipe, rows, seen = RECIPES[name], [], set()
+    rows: list[dict] = []
+    recipe, seen = RECIPES[name], set()
     items = [texts for doc in docs for texts in recipe.texts([words for words in doc if bag(words) not in used], rng)]
     for texts in rng.sample(items, len(items)):
         if len(rows) == size:
             break
-        changed = [[change(words, rng) for words in texts] for change in recipe.changes]
-        if any(None in versions for versions in changed) or texts in seen:
+        changed = [[words for text in texts if (words := change(text, rng)) is not None] for change in recipe.changes]
+        if any(len(versions) < len(texts) for versions in changed) or texts in seen:
             continue  # every version is made first: which rows there are must not hang on the label
         label = len(rows) % len(recipe.labels)
         row = list(texts)
@@ -188,6 +189,7 @@ def build_twins(
     """{task: {split: rows}} with rows {"texts", "label", "index"}; sizes {task: (train, dev, test)}, the latter two of each set, are upper bounds.
 
     Each split is made from its own documents; no sentence of a task stands in two splits. MNLI's mismatched sets come from the `other` documents.
+    Raises ValueError for an unknown task.
     """
     if unknown := [name for name in sizes if name not in TASKS]:
         raise ValueError(f"unknown task {unknown[0]!r}, allowed: {', '.join(TASKS)}")
@@ -196,7 +198,8 @@ def build_twins(
     docs |= {"dev_matched": docs["dev"], "test_matched": docs["test"]}
     twins = {}
     for name, (train, dev, test) in sizes.items():
-        task, used = TASKS[name], set()
+        used: set[Words] = set()
+        task = TASKS[name]
         wanted = dict.fromkeys(task.test, test) | dict.fromkeys(task.dev, dev) | {"train": train}  # held-out splits choose first
         rows = {split: make_rows(name, docs[split], n, used, random.Random(f"{seed} {name} {split}")) for split, n in wanted.items()}
         twins[name] = {split: rows[split] for split in task.splits}

@@ -30,8 +30,8 @@ MUTATIONS = {  # what goes wrong: (file, as it is, as it must not be, the test t
     ),
     "gradient of the wrong sign": (
         "attention.py",
-        "else s.sub_(mean).mul_(p_s)",
-        "else s.sub_(mean).mul_(-p_s)",
+        "(s.sub_(mean).mul_(p_s) if",
+        "(s.sub_(mean).mul_(-p_s) if",
         "test_attention.py::test_values_and_gradients_against_loops",
     ),
     "gradient without its expectation, on a GPU": (
@@ -89,9 +89,9 @@ MUTATIONS = {  # what goes wrong: (file, as it is, as it must not be, the test t
         "test_glue.py::test_mnli_averages_matched_and_mismatched",
     ),
     "intervals not paired by seed": (
-        "report.py",
-        "change(left[seed]) - change(right[seed]) for seed in left",
-        "change(left[seed]) - change(max(right.values())) for seed in left",
+        "statistics.py",
+        "(left[seed], right[seed]) for seed in left",
+        "(left[seed], max(right.values())) for seed in left",
         "test_report.py::test_ratio_is_compared_by_logarithms_and_pairs_by_seed",
     ),
 }

@@ -40,3 +40,11 @@ def value_of(text: str) -> int | float | None:
         except ValueError:
             continue
     return None
+
+
+def number_of(text: str) -> int | float:
+    """The value of a printed cell that holds a number; ValueError for text."""
+    value = value_of(text)
+    if value is None:
+        raise ValueError(f"{text!r} is printed where a number is wanted")
+    return value
