@@ -45,6 +45,7 @@ class Parser(argparse.ArgumentParser):
     """With errors of one line."""
 
     def error(self, message):
+        """Print the message on one line, exit with 2."""
         super().error(plain(message))
 
 

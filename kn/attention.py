@@ -32,7 +32,7 @@ def attention_kl(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: fl
     Head sizes may differ; scales default to 1/√head size of each model. Padded keys (attention_mask (batch, length) zero) get no
     probability and padded queries do not count. Mean or sum over batch, heads and valid queries, or each query's (batch, heads,
     length), 0 for padded ones. Computed in float32 (float64 inputs stay float64); gradients reach q_s and k_s: the teacher is fixed.
-    Raises ValueError for shapes that do not fit and for unknown directions and reductions.
+    Raises TypeError for what is no tensor or number, ValueError for shapes that do not fit and for unknown directions and reductions.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction {given.show(direction)} is unknown: allowed are {', '.join(DIRECTIONS)}")

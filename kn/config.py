@@ -23,7 +23,7 @@ class KroneckerSpec:
     entry of A. shapes and ranks: exceptions by pattern, the last that matches counts; a pattern names a matrix ("mlp.*")
     or one layer's ("3.mlp.c_fc"), a shape is B's (rows, columns) or None to leave the matrix dense. embedding_factor:
     None is `factor`. head: "dense" (a clone of the teacher's, as in the paper) or "tied" (the embedding's own factors).
-    scale: see `nearest_kronecker`. Raises ValueError for values that no model can take.
+    scale: see `nearest_kronecker`. Raises TypeError or ValueError for values that no model can take.
     """
 
     layers: str | tuple[int, ...] = "odd"

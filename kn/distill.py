@@ -145,7 +145,8 @@ def ilkd_loss(student: Captured, teacher: Captured, alphas: tuple[float, float, 
     """Eq. 5: α1·embedding (eq. 2) + α2·attention (eq. 3) + α3·hidden states (eq. 4) + α4·cross-entropy.
 
     Returns the scalar loss and its four terms before weighting, as tensors. attention_mask (b, t) is 1 on real
-    tokens. Raises ValueError for models of different depth or for α4 ≠ 0 without labels.
+    tokens. Raises TypeError for what kn.capture did not return, ValueError for models of different depth, for α4 ≠ 0 without labels
+    and for alphas that are all 0.
     """
     for name, captured in (("student", student), ("teacher", teacher)):
         if not isinstance(captured, Captured):
@@ -223,7 +224,7 @@ class Terms:
 
 
 def vanilla_kd_loss(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None = None, temperature: float = 2.0) -> Tensor:
-    """Hinton's T²·KL(teacher ‖ student) of softened logits (…, classes), mean over positions (those where `valid`)."""
+    """Hinton's T²·KL(teacher ‖ student) of softened logits (…, classes), mean over positions (those where `valid`); ValueError for logits of two shapes."""
     given.number("temperature", temperature, positive=True)
     if given.floats("student_logits", student_logits).shape != given.floats("teacher_logits", teacher_logits).shape:
         raise ValueError(f"logits of one shape wanted: the student's are {tuple(student_logits.shape)}, the teacher's {tuple(teacher_logits.shape)}")

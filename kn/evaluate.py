@@ -20,7 +20,10 @@ def autocast(precision: str, device: str = "cpu"):
 
 @torch.no_grad()
 def perplexity(model, rows: torch.Tensor, precision: str = "fp32", batch: int | None = None) -> float:
-    """exp(total NLL / predicted tokens) over token rows (n, context): windows without overlap, no token twice; `batch` rows at a time. ValueError for no rows."""
+    """exp(total NLL / predicted tokens) over token rows (n, context): windows without overlap, no token twice; `batch` rows at a time.
+
+    ValueError for no rows, FloatingPointError for a loss that is not finite.
+    """
     if not len(rows):
         raise ValueError("perplexity of an empty text is not defined: the corpus gave no full window")
     model.eval()
@@ -42,7 +45,7 @@ def per_word(value: float, tokens: int, words: int) -> float:
 
 @torch.no_grad()
 def predict(model, encoded: dict[str, list], precision: str = "fp32", batch: int = 64) -> list[int]:
-    """Most likely label of each encoded row {"input_ids": [[…]]}; rows are right-padded, sorted by length inside."""
+    """Most likely label of each encoded row {"input_ids": [[…]]}; rows are right-padded, sorted by length inside; FloatingPointError for answers that are not finite."""
     model.eval()
     ids = encoded["input_ids"]
     order, answer = sorted(range(len(ids)), key=lambda i: len(ids[i])), [0] * len(ids)

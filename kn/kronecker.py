@@ -207,7 +207,7 @@ class KroneckerEmbedding(nn.Module):
 
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding, factor: int, scale: str = "sqrt") -> KroneckerEmbedding:
-        """The nearest Kronecker embedding to a dense one."""
+        """The nearest Kronecker embedding to a dense one; TypeError for another layer."""
         if not isinstance(embedding, nn.Embedding):
             raise TypeError(f"from_embedding takes nn.Embedding, got {type(embedding).__name__}")
         weight = embedding.weight.detach()

@@ -203,7 +203,7 @@ def factor(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """{"total", "without_head"}: a tied head counts once; `without_head` leaves out an untied output head (Table 3)."""
+    """{"total", "without_head"}: a tied head counts once; `without_head` leaves out an untied output head (Table 3). TypeError for what is no model of transformers."""
     if not isinstance(model, nn.Module) or not hasattr(model, "get_input_embeddings"):
         raise TypeError(f"count_parameters takes a model of transformers, got {type(model).__name__}")
     total = sum(p.numel() for p in model.parameters())

@@ -122,7 +122,7 @@ def cpu_name() -> str:
 
 
 class Store:
-    """The results below one folder; safe for several processes."""
+    """The results below one folder; safe for several processes. StoreError for what cannot be a folder's name."""
 
     def __init__(self, home: Path | str | None = None):
         wanted = home or os.environ.get("KN_HOME") or Path(__file__).parent.parent / "artifacts"

@@ -51,7 +51,7 @@ class Found:
 
 
 def find(records: Iterable[dict], path: str, stage: str, **fields: object) -> Found:
-    """The value at a dotted path of metrics in every record of a stage whose fields match; records without it are passed over."""
+    """The value at a dotted path of metrics in every record of a stage whose fields match; records without it are passed over. ValueError for a number that is not finite."""
     found = Found()
     for record in records:
         if record["stage"] != stage or any(record["fields"].get(key) != value for key, value in fields.items()):
@@ -125,7 +125,7 @@ def sheet_of(number: int, records: list[dict], profile_name: str) -> Sheet:
 
 
 def table(number: int, records: list[dict], profile_name: str) -> pandas.DataFrame:
-    """One of Tables 1-7, a line per cell, rows and names in the paper's order; ValueError for another number."""
+    """One of Tables 1-7, a line per cell, rows and names in the paper's order; TypeError for what is no number, ValueError for another number."""
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f"table {number!r} does not exist, allowed: 1-7")
     if not isinstance(records, list | tuple) or not all(isinstance(record, dict) and {"stage", "fields", "metrics", "path", "provenance"} <= set(record) for record in records):

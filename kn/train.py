@@ -47,7 +47,7 @@ def tasks_of(stage: Stage) -> Stage:
 
 
 def load_model(folder: Path, task: str = "lm", labels: int = 0):
-    """A saved GPT-2 or KnGPT2 as language model or, with a fresh head of `labels` outputs, as classifier."""
+    """A saved GPT-2 or KnGPT2 as language model or, with a fresh head of `labels` outputs, as classifier; ValueError where weights are missing."""
     config = saved.check(folder)
     compressed = config["model_type"] == "kngpt2"
     classes = (KnGPT2LMHeadModel, KnGPT2ForSequenceClassification) if compressed else (GPT2LMHeadModel, GPT2ForSequenceClassification)
