@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -328,6 +329,8 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
         return [pair for key, inner in value.items() for pair in _flat(inner, f"{prefix}.{key}" if prefix else str(key))]
     if prefix == "log":
         return [(prefix, _log(value))]
+    if prefix == "started":
+        return [(prefix, f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC")]
     return [(prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))]
 
 
