@@ -106,7 +106,7 @@ def batched(items, size: int):
 
 def tasks(settings: dict, folder: Path) -> dict:
     """GLUE's seven tasks in their TSV layout; row counts, class balance and the best constant."""
-    sources.verify(mirror_folder(), settings["mirror"])
+    sources.verify(mirror_folder(), settings.get("mirror", {}))
     metrics = carved()
     for task in settings["tasks"]:
         splits = sources.glue_rows(mirror_folder(), task)

@@ -120,7 +120,7 @@ def real(tmp_path_factory):
     home = tmp_path_factory.mktemp("real")
     known_speed(home, profiles.TEST)
     process = kn(home, "--only", "4")
-    out, err = process.communicate(timeout=170)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out + err
     return home
 
@@ -146,7 +146,7 @@ def test_three_kills_of_the_real_run_and_two_runs_at_once(real, tmp_path):
         before = after
     both = [kn(tmp_path, "--only", "4", "--jobs", "1") for _ in range(2)]
     for process in both:
-        out, err = process.communicate(timeout=170)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, out + err
     assert real_tables(tmp_path) == real_tables(real)
     assert not list((tmp_path / "reports").rglob("*.part*"))
