@@ -299,8 +299,10 @@ class DistillTrainer(Trainer):
             asked = {k: v for k, v in inputs.items() if k != "labels"}
             loss, terms, target = ilkd_against(output, self.teacher, how.alphas, how.direction, how.hidden_point, bool(how.logit_term and not chunked), **asked)
             if how.logit_term:
-                given = (output.last, bare.lm_head.weight, target, self.teacher.lm_head.weight, inputs.get("attention_mask"), how.temperature)
-                terms["logits"] = logit_kd(*given) if chunked else self._logit_kd(output.logits, target, inputs)
+                if chunked:
+                    terms["logits"] = logit_kd(output.last, bare.lm_head.weight, target, self.teacher.lm_head.weight, inputs.get("attention_mask"), how.temperature)
+                else:
+                    terms["logits"] = self._logit_kd(output.logits, target, inputs)
                 loss = loss + how.logit_term * terms["logits"]
         if model.training:
             self.count += 1

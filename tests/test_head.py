@@ -152,3 +152,14 @@ def test_the_trainers_chunked_step_makes_no_logits(tmp_path, monkeypatch):
     assert len(called) == 1 and called[0][0].shape == (1, 6, 8)
     trainer.compute_loss(student, {"input_ids": ids, "labels": ids}, return_outputs=True)
     assert len(called) == 1  # who wants the outputs gets logits
+
+
+def test_a_classifiers_logit_term_is_vanilla_kd_of_its_labels(tmp_path):
+    """A classifier has no head over words: its few logits are compared whole."""
+    teacher = tiny_gpt2(labels=3)
+    student = compress(teacher).train()
+    trainer = DistillTrainer(model=student, args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True), distillation=Distillation("ilkd", logit_term=0.5), teacher=teacher)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]), "labels": torch.tensor([0, 2])}
+    trainer.compute_loss(student, inputs)
+    asked = {name: value for name, value in inputs.items() if name != "labels"}
+    assert float(trainer.sums["logits"]) == pytest.approx(float(vanilla_kd_loss(student(**asked).logits, teacher(**asked).logits)), rel=1e-6)  # float32 sums of six numbers
