@@ -84,6 +84,9 @@ def one_line(error: BaseException) -> str:
 def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None, executor=None) -> list[str]:
     """Make every stage that the store lacks; returns the paths that ran. StageFailed after the rest is done where one raised."""
     missing = to_make(stages, store)
+    for item in stages:
+        if item.path not in missing:
+            store.tidy(item)
     if not missing:
         return []
     from tqdm import tqdm

@@ -40,7 +40,8 @@ def moments(samples: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.flatten(0, -2), y.flatten(0, -2)
-    return sum((a.T @ b).double() for a, b in zip(x.split(1024), y.split(1024), strict=True))  # few enough rows that float32 rounds far below the ridge
+    wide = torch.promote_types(x.dtype, torch.float32)  # a product rounded to half precision may not be positive definite any more
+    return sum((a.to(wide).T @ b.to(wide)).double() for a, b in zip(x.split(1024), y.split(1024), strict=True))  # few enough rows that float32 rounds far below the ridge
 
 
 def one(x: Tensor) -> Tensor:

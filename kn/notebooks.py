@@ -21,7 +21,7 @@ RENDERS = ("report", "tables", "averages", "findings", "claims", "readings", "id
 def key_of(source: Path, parameters: dict, plan: list[Stage]) -> str:
     """Hash over the notebook's source cells, its parameters, its stages and the code that renders them."""
     cells = [cell["source"] for cell in json.loads(source.read_text())["cells"]]
-    code = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.rglob("*")) if path.stem in RENDERS or path.suffix in (".csv", ".css")]
+    code = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.rglob("*.*")) if path.stem in RENDERS or path.suffix in (".csv", ".css")]
     return hashlib.sha256(json.dumps([cells, parameters, [s.path for s in plan], code]).encode()).hexdigest()[:16]
 
 

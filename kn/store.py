@@ -170,6 +170,10 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def tidy(self, stage: Stage) -> None:
+        """Remove the checkpoints of a finished stage, which a run killed just after its last rename leaves."""
+        shutil.rmtree(self.folder(stage).with_name(f"{self.folder(stage).name}.work"), ignore_errors=True)
+
     def has(self, stage: Stage) -> bool:
         """Whether an intact result is there."""
         return self.damage(stage) is None
@@ -192,7 +196,7 @@ class Store:
         """Remove these results."""
         for item in stages:
             shutil.rmtree(self.folder(item), ignore_errors=True)
-            shutil.rmtree(self.scratch(item), ignore_errors=True)
+            self.tidy(item)
 
     def make(self, stage: Stage, work) -> bool:
         """Run work(stage, temporary folder, store) -> metrics unless an intact result is there; True if it ran. StoreError where it cannot be written."""
@@ -217,7 +221,7 @@ class Store:
                     provenance = {"started": started, "wall_seconds": time.monotonic() - clock, "peak_bytes": peak_bytes(), "cost": stage.cost, **environment()}
                     self._finish(stage, temporary, metrics, provenance)
                     temporary.rename(final)
-                    shutil.rmtree(self.scratch(stage), ignore_errors=True)
+                    self.tidy(stage)
                 except BaseException:
                     shutil.rmtree(temporary, ignore_errors=True)
                     raise
