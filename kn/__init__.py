@@ -1,8 +1,11 @@
 """kn: Kronecker decomposition for GPT compression. Imports are lazy: `import kn` is quick."""
 
+import warnings
 from importlib import import_module
 
 from . import auto
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm in a notebook without ipywidgets: its bars are text then
 
 _WHERE = {
     "nearest_kronecker": "kronecker", "KroneckerLinear": "kronecker", "KroneckerEmbedding": "kronecker", "KroneckerHead": "kronecker",
