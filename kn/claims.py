@@ -107,6 +107,8 @@ def _differences(left: Values, right: Values, change: Callable[[float], float] =
     pairs = paired(left, right)
     if not pairs:
         raise Missing("no seed in common")
+    if change is math.log and min(value for pair in pairs.values() for value in pair) <= 0:
+        raise Missing("a ratio to nothing: hours or bytes of a run cut short")
     return {seed: change(a) - change(b) for seed, (a, b) in pairs.items()}
 
 

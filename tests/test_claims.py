@@ -153,6 +153,15 @@ def test_one_seed_decides_nothing_that_is_drawn():
     assert found.loc["drop", "ours"] == "reproduced"  # nothing is drawn on either side
 
 
+def test_a_ratio_to_nothing_is_not_run():
+    records = make(2)
+    for record in records:
+        if record["stage"] == "pretrained":
+            record["metrics"]["hours"] = 0.0  # a run cut to seconds
+    found = claims.ledger(report.by_seed(records, "midi")).set_index("id")
+    assert found.loc["faster-training", "ours"] == "not run" and found.loc["tenth", "ours"] == "reproduced"
+
+
 def test_nothing_run_is_said(tmp_path):
     found = claims.ledger(report.by_seed([], "mini")).set_index("id")
     assert found.loc["average-dev", "ours"] == "not run" and found.loc["transpose", "ours"] == "reproduced"
