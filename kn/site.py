@@ -152,7 +152,7 @@ def _claims(frame: pandas.DataFrame) -> str:
         cells = "".join(f"<td>{value}</td>" for value in values)
         rows.append(f'<tr><td class="claim">{escape(line.claim)}</td><td class="{name}">{escape(line.verdict)}</td>{cells}</tr>')
     head = "".join(f'<th scope="col">{word}</th>' for word in ("claim", "verdict", *["paper"] * compared, "ours", "95 % interval", "n"))
-    return region("claims", head, "".join(rows))
+    return region(f"claims: {frame['claim'].iloc[0]}" if len(frame) else "claims", head, "".join(rows))  # several stand on one page
 
 
 def cautions(records: list[dict], profile: str) -> list[str]:
