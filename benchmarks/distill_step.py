@@ -27,13 +27,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, __version__
 
 from kn import capture, compress
 from kn.distill import ilkd_against
+from kn.executors import release
 from kn.store import device_name
 from kn.train import SHORT
 
 WAYS = ("usual", "usual, fused GELU", "ours", "plain")
 ALPHAS = (0.5, 0.5, 0.5, 0.1)
 TINY = 1e-30  # below any probability that counts
-LAYERS = {1024: 12, 2048: 6, 4096: 3}  # on a CPU, by the longest length: beyond them the usual way needs more than 24 GB
+LAYERS = {1024: 12, 2048: 6, 4096: 1}  # on a CPU, by the longest length: beyond them the usual way needs more than 24 GB
 
 
 def build(way: str, length: int, layers: int, device: str):
@@ -147,6 +148,7 @@ def main() -> None:
         "transformers": __version__,
         "command": "python benchmarks/distill_step.py " + " ".join(sys.argv[1:]),
     }
+    file = options.out or Path(__file__).with_name(f"distill-{options.device}.csv")
     found = []
     for length in map(int, options.lengths.split(",")):
         layers = 12 if options.device == "cuda" else next((deep for longest, deep in LAYERS.items() if length <= longest), 1)
@@ -168,6 +170,7 @@ def main() -> None:
             for way in WAYS:
                 times[way].append(step(way, *models[way], ids)[1])
         del models
+        release()  # the peaks are taken by other processes, which need the memory
         for way in WAYS:
             rates = sorted(length / t for t in times[way])
             ratio, of_plain = (statistics.median(a / b for a, b in zip(*pair, strict=True)) for pair in ((times["usual"], times[way]), (times[way], times["plain"])))
@@ -178,11 +181,10 @@ def main() -> None:
                     "peak_mb": round(size / 1e6, 1), "loss": round(losses[way], 6), "gradient_apart": f"{apart.get(way, float('nan')):.1e}", **facts}  # fmt: skip
             found.append(line)
             print(", ".join(f"{key} {line[key]}" for key in ("length", "layers", "way", "tokens_per_second", "ratio", "time_of_plain", "peak_mb", "loss", "gradient_apart")), flush=True)
-    file = options.out or Path(__file__).with_name(f"distill-{options.device}.csv")
-    with file.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, list(found[0]))
-        writer.writeheader()
-        writer.writerows(found)
+        with file.open("w", newline="") as handle:  # after each length: the longest may need more memory than there is
+            writer = csv.DictWriter(handle, list(found[0]))
+            writer.writeheader()
+            writer.writerows(found)
     print(f"written to {file.name}" + ("" if options.device == "cuda" else "; no GPU figure has been taken yet: the same command with --device cuda takes them"))
 
 
