@@ -34,7 +34,7 @@ from kn.train import SHORT
 WAYS = ("usual", "usual, fused GELU", "ours", "plain")
 ALPHAS = (0.5, 0.5, 0.5, 0.1)
 TINY = 1e-30  # below any probability that counts
-LAYERS = {1024: 12, 2048: 6, 4096: 1}  # on a CPU, by the longest length: beyond them the usual way needs more than 24 GB
+LAYERS = {1024: 12, 2048: 6, 4096: 2}  # on a CPU, by the longest length: beyond them the usual way needs more than 24 GB
 
 
 def build(way: str, length: int, layers: int, device: str):
