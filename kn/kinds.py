@@ -241,15 +241,26 @@ class Plan:
         return stage("heal", self.train_settings(training), inputs, cost, hints=self.hints, amount=(math.ceil(share * steps), share * tokens), start=start, share=share, seed=seed)
 
     def compressed(self, method: str, spec: dict, seed: int) -> Stage:
-        """One model of beyond_compression: how it was made, its size, before and after a short pre-training."""
+        """One model of beyond_compression: how it was made, its size, before and after a short pre-training.
+
+        The profile's own configuration is beyond_alignment's, not made twice; a narrow model begins from the aligned one.
+        """
         p = self.profile
         share, training = p.beyond.share, self.healing(method, p.beyond.share)
         steps, tokens = self.amount(training, self.counts["sample"])
-        name = "-".join(f"{key}_{value}" for key, value in spec.items())
-        looked_at = p.beyond.calibration * p.model.context if method != "svd" else 0
+        name, usual = "-".join(f"{key}_{value}" for key, value in spec.items()), dataclasses.asdict(p.compression)
+        compression = {**usual, "embedding_factor": 2, **spec}
+        own = compression == {**usual, "embedding_factor": usual["factor"]}
+        there = own and method in STARTS
+        before = (self.started(method, 0, seed), self.started(method, share, seed)) if there else ()
+        if method == "narrow":
+            before = (self.aligned(seed) if own else self.compressed("aligned", spec, seed),)
+        looked_at = p.beyond.calibration * p.model.context if method in ("aligned", "lowrank") else 0
         cost = self.forward["lm"] * (FACTORS["lm_ilkd"] * share * tokens + 5 * looked_at) + 2e11
-        settings = self.train_settings(training, compression={**dataclasses.asdict(p.compression), "embedding_factor": 2, **spec}, share=share, **self.calibration())
-        return stage("compressed", settings, (self.corpus, self.pretrained("teacher")), cost, hints=self.hints, amount=(math.ceil(share * steps), share * tokens), method=method, spec=name, seed=seed)
+        keep = method == "aligned" and ("narrow", spec) in SIZES and not own
+        settings = self.train_settings(training, compression=compression, share=share, keep_model=keep, **self.calibration())
+        inputs, amount = (self.corpus, self.pretrained("teacher"), *before), (0, 0.0) if there else (math.ceil(share * steps), share * tokens)
+        return stage("compressed", settings, inputs, 1e9 if there else cost, hints=self.hints, amount=amount, method=method, spec=name, seed=seed)
 
     def beyond(self, name: str, seeds: range, tasks: tuple[str, ...]) -> list[Stage]:
         """The stages a notebook beyond the paper reads."""

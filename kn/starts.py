@@ -87,24 +87,33 @@ def heal(stage: Stage, folder: Path, store: Store) -> dict:
 
 
 def compressed(stage: Stage, folder: Path, store: Store) -> dict:
-    """A model of one size: parameters and perplexities as it was made, and after a short LM + KD; no model is kept.
+    """A model of one size: parameters and perplexities as it was made, and after a short LM + KD.
 
     "narrow" is the aligned start with B left at (1, 0, …): the narrow model that structured pruning and low-rank heads give, refitted.
     """
-    settings, rows = settings_of(stage), rows_of(store, stage)
+    settings, rows, method = settings_of(stage), rows_of(store, stage), stage["method"]
     set_seed(stage["seed"])
-    teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model").eval()
-    method, spec = stage["method"], KroneckerSpec(**settings["compression"])
+    made = {item.kind: item for item in stage.inputs if item.kind not in ("corpus", "pretrained")}
+    if after := made.get("heal") or made.get("pretrain"):  # the profile's own configuration: beyond_alignment has trained it
+        start = made["decompose" if method == "svd" else "aligned"]
+        return {**store.metrics(after), "start": {"perplexity": store.metrics(start)["perplexity"]}}
+    spec, teacher, before = KroneckerSpec(**settings["compression"]), load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model").eval(), None
     student: torch.nn.Module
     if method == "svd":
         student = compress(teacher, spec)
+    elif method == "narrow":
+        (start,) = made.values()
+        teacher, student = (load_model(store.folder(start) / name) for name in ("teacher", "model"))
+        before = store.metrics(start).get("start", store.metrics(start))["perplexity"]  # the same model, until it is trained
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(not name.endswith(".B"))
     else:
         make = lowrank.start if method == "lowrank" else with_equivalent
         teacher, student = make(teacher, spec, calibration(rows, settings["calibration"], stage["seed"]))
-    if method == "narrow":
-        for name, parameter in student.named_parameters():
-            parameter.requires_grad_(not name.endswith(".B"))
-    before = perplexities(student, rows, settings["precision"], splits=("test",))
+    if settings["keep_model"]:
+        student.save_pretrained(folder / "model")
+        teacher.save_pretrained(folder / "teacher")
+    before = before or perplexities(student, rows, settings["precision"], splits=("test",))
     found = trained(student, teacher, stage, settings, rows, settings["share"], store, splits=("test",))
     return {"parameters": count_parameters(student), "start": {"perplexity": before}, **found}
 

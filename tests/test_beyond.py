@@ -95,11 +95,30 @@ def test_what_is_not_restricted_to_tables():
         stages.plan(profiles.TEST, [8])
 
 
-def test_narrow_leaves_b_where_it_was_and_the_sizes_are_equal(store):
+def test_narrow_models_begin_from_the_aligned_ones_and_the_sizes_are_equal(store):
     plan = kinds.Plan(profiles.TEST)
-    metrics = {method: store.metrics(plan.compressed(method, {"layers": "all", "factor": 2}, 0)) for method in ("aligned", "narrow", "lowrank", "svd")}
+    every, odd = {"layers": "all", "factor": 2}, {"layers": "odd", "factor": 2}
+    metrics = {method: store.metrics(plan.compressed(method, every, 0)) for method in ("aligned", "narrow", "lowrank", "svd")}
     assert metrics["narrow"]["start"] == metrics["aligned"]["start"] and metrics["narrow"]["perplexity"] != metrics["aligned"]["perplexity"]
+    assert (store.folder(plan.compressed("aligned", every, 0)) / "model" / "model.safetensors").is_file() and plan.compressed("aligned", odd, 0).steps == 0
     sizes = {method: found["parameters"]["without_head"] for method, found in metrics.items()}
     assert sizes["narrow"] == sizes["aligned"] == sizes["svd"] and abs(sizes["lowrank"] / sizes["svd"] - 1) < 0.01
     starts = {method: found["start"]["perplexity"]["web"]["test"] for method, found in metrics.items()}
     assert starts["aligned"] < starts["lowrank"] < starts["svd"] / 10
+
+
+@pytest.mark.parametrize(("method", "start"), [("aligned", "aligned"), ("svd", "decompose")])
+def test_the_profile_s_own_configuration_is_not_trained_twice(store, method, start):
+    plan = kinds.Plan(profiles.TEST)
+    of = {item.kind: store.metrics(item) for item in plan.compressed(method, {"layers": "odd", "factor": 2}, 0).inputs}
+    found = store.metrics(plan.compressed(method, {"layers": "odd", "factor": 2}, 0))
+    assert found["start"]["perplexity"] == of[start]["perplexity"] and {key: found[key] for key in of["heal"]} == of["heal"] and found["parameters"] == of[start]["parameters"]
+
+
+def test_another_configuration_than_the_profile_s_is_trained_for_itself():
+    """Whether the embedding's factor differs too: with factor 4 the profile halves nothing of what beyond_compression halves."""
+    plan = kinds.Plan(profiles.load("test", ("compression.factor=4",)))
+    for factor in (2, 4):
+        assert not {item.kind for item in plan.compressed("aligned", {"layers": "odd", "factor": factor}, 0).inputs} & {"heal", "aligned"}
+    share = kinds.Plan(profiles.load("test", ("beyond.share=1.0",))).compressed("svd", {"layers": "odd", "factor": 2}, 0)
+    assert {item.kind for item in share.inputs} == {"corpus", "pretrained", "decompose", "pretrain"}
