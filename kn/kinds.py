@@ -252,7 +252,7 @@ class Plan:
         compression = {**usual, "embedding_factor": 2, **spec}
         own = compression == {**usual, "embedding_factor": usual["factor"]}
         there = own and method in STARTS
-        before = (self.started(method, 0, seed), self.started(method, share, seed)) if there else ()
+        before: tuple[Stage, ...] = (self.started(method, 0, seed), self.started(method, share, seed)) if there else ()
         if method == "narrow":
             before = (self.aligned(seed) if own else self.compressed("aligned", spec, seed),)
         looked_at = p.beyond.calibration * p.model.context if method in ("aligned", "lowrank") else 0
