@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import permutations
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from kn.kinds import BENCHMARKS
 from kn.paper import claims, printed, value_of
 from kn.statistics import Values, interval, paired
 from kn.tables import GLUE_ROWS, SEED_COLUMNS, TASKS
@@ -22,7 +22,6 @@ from kn.tables import GLUE_ROWS, SEED_COLUMNS, TASKS
 if TYPE_CHECKING:
     import pandas
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 OURS = {True: "reproduced", False: "not reproduced", None: "undecided"}
 PAPER = {True: "holds", False: "does not hold", None: "undecided"}
 UNTESTABLE = "not testable here"

@@ -20,6 +20,7 @@ from .store import Stage, StoreError, file_sha256
 
 ROOT = Path(__file__).parent.parent
 ASSETS = Path(__file__).parent / "assets"
+BENCHMARKS = ROOT / "benchmarks"  # speed-<device>.csv, shown on the index page and judged by the ledger
 TASKS = ("cola", "rte", "mrpc", "sst2", "mnli", "qnli", "qqp")
 ONE_SENTENCE = ("cola", "sst2")
 ROWS = ("teacher", "baseline", "baseline_kd", "student", "student_ilkd")

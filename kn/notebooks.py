@@ -37,7 +37,8 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
         return f"{source.name} has no parameter {unknown[0]!r} in its cell tagged parameters: found {', '.join(known) or 'none'}"
     failure, part = None, target.with_suffix(f".{os.getpid()}.part.ipynb")  # of this run alone: another may write the same report
     try:
-        papermill.execute_notebook(str(source), str(part), parameters, kernel_name="python3", progress_bar=False, cwd=str(SOURCE), extra_arguments=["--IPKernelApp.log_level=ERROR"])
+        quiet = ["--IPKernelApp.log_level=CRITICAL"]  # at ERROR it reports the interrupt that ends every kernel; a cell's error comes by another way
+        papermill.execute_notebook(str(source), str(part), parameters, kernel_name="python3", progress_bar=False, cwd=str(SOURCE), extra_arguments=quiet)
     except papermill.PapermillExecutionError as error:
         failure = f"{source.name}: {error.ename}: {error.evalue}".splitlines()[0]
     except Exception as error:  # a kernel that dies raises many kinds

@@ -22,6 +22,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kn.kinds import BENCHMARKS
 from kn.paper import number_of, printed
 from kn.statistics import interval, paired
 from kn.tables import ABLATION, COLUMNS, GLUE_ROWS, MODELS, TASKS, ablated, average, find, informative, rounded, sheet_of, table, untuned
@@ -35,7 +36,6 @@ __all__ = [
     "write_table",
 ]  # fmt: skip
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"  # speed-<device>.csv, shown on the index page
 FAR_WORSE = 2.0  # ratio of perplexities from which the SVD start counts as far worse than the teacher
 FIXED = ["shape", "count", "hyper-parameter", "parameters without the output embedding", "parameters", "steps"]  # metrics that no processor changes
 
