@@ -20,11 +20,10 @@ from .llama import GATED, KnLlamaForCausalLM
 from .moments import in_parts, low_rank, parts, spread, zero
 from .rotary import cross, narrow_query_key, outputs, spaced
 
-TOKENS = 16384  # of the calibration text are run through the layers; all of it is counted
-FIRST = 65536  # tokens for the first layer, where a halved embedding asks for many different ones
+TOKENS = 65536  # of the calibration text are run through the layers; all of it is counted
 GRADIENTS = 4096  # tokens for the sensitivity of the loss
 IDENTITY = 0.1  # added to that sensitivity, whose mean is 1
-SMOOTHING = 1.0  # counted once more: every token, so that those the calibration text lacks are not forgotten
+SMOOTHING = 500.0  # counted in addition: every token; nearly alike is best, in the calibration text's domain, too (LOG.md)
 OWN = 0.01  # ridge, relative to the mean of the Gram matrix's diagonal: of a narrow writer towards the teacher's weights, for what its own layer lost
 WRITE = 1.0  # of writers towards that, for what the layers before lost: more overfits
 START = 0.03  # of the first layer's, that reads a halved embedding
@@ -232,33 +231,21 @@ def prepare(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaF
     blocks = list(zip(teacher.model.layers, student.model.layers, strict=True))
     small = narrowed(spec, len(blocks))
     first = -1 if halved is not None else min(small[0] | small[1], default=len(blocks))
-
-    def inputs(tokens: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        some = spaced(ids, tokens)
-        x_t, x_s = (m.model.embed_tokens(some) for m in (teacher, student))
-        return x_t, x_s, teacher.model.rotary_emb(x_t, torch.arange(ids.shape[1], device=ids.device)[None])
-
-    def step(index: int, x_t: Tensor, x_s: Tensor, positions: tuple[Tensor, Tensor], ridge: float, words: tuple[Tensor, ...] = ()) -> tuple[Tensor, Tensor]:
-        """Both streams after a layer, the student's made from what it sees."""
-        (dense, block), behind = blocks[index], DENSE and index > first
-        attn, mlp = block.self_attn, block.mlp
+    some = spaced(ids, TOKENS)
+    x_t, x_s = (m.model.embed_tokens(some) for m in (teacher, student))
+    positions = teacher.model.rotary_emb(x_t, torch.arange(ids.shape[1], device=ids.device)[None])
+    for index, (dense, block) in enumerate(blocks):
+        attn, mlp, behind, reads_words = block.self_attn, block.mlp, DENSE and index > first, index == 0 and halved is not None
         if behind:
-            mend((attn.q_proj, attn.k_proj, attn.v_proj), (dense.input_layernorm, block.input_layernorm), *(words or (x_t, x_s)))
+            seen = (x_t, x_s)
+            if reads_words:  # the first layer reads little but tokens: its attention is fitted to the whole vocabulary
+                seen = (*(m.model.embed_tokens.weight[:, None] for m in (teacher, student)), share[:, None, None].to(x_t.dtype))
+            mend((attn.q_proj, attn.k_proj, attn.v_proj), (dense.input_layernorm, block.input_layernorm), *seen)
         x_t, x_s = _attention(dense, block, x_t, x_s, positions, spec.factor if index in small[0] else 1, behind)
-        if behind or (DENSE and index in small[0]):
+        behind = behind or (DENSE and index in small[0])
+        if behind:
             mend((mlp.gate_proj, mlp.up_proj), (dense.post_attention_layernorm, block.post_attention_layernorm), x_t, x_s)
-        return _feed_forward(dense, block, x_t, x_s, spec.factor if index in small[1] else 1, behind or (DENSE and index in small[0]), ridge)
-
-    start = 0
-    if halved is not None:  # the first layer reads little but tokens: it is fitted to more of them, and its attention reads the whole vocabulary
-        x_t, x_s, positions = inputs(FIRST)
-        step(0, x_t, x_s, positions, START, (*(m.model.embed_tokens.weight[:, None] for m in (teacher, student)), share[:, None, None].to(x_t.dtype)))
-        start = 1
-    x_t, x_s, positions = inputs(TOKENS)
-    if start:
-        x_t, x_s = (in_parts(lambda x, b=b: b(x, position_embeddings=positions), x) for b, x in zip(blocks[0], (x_t, x_s), strict=True))
-    for index in range(start, len(blocks)):
-        x_t, x_s = step(index, x_t, x_s, positions, WRITE)
+        x_t, x_s = _feed_forward(dense, block, x_t, x_s, spec.factor if index in small[1] else 1, behind, START if reads_words else WRITE)
     if DENSE:
         mend((student.lm_head,), (teacher.model.norm, student.model.norm), x_t, x_s)
     student.set_attn_implementation(model.config._attn_implementation)
