@@ -17,6 +17,7 @@ SPEED, SPEED_BEGIN, SPEED_END = ROOT / "benchmarks" / "speed-cpu.csv", "<!-- spe
 BEYOND_BEGIN, BEYOND_END = "<!-- beyond: written by tests/expected/make.py -->\n", "<!-- end of beyond -->\n"
 CLAIMS_BEGIN, CLAIMS_END = "<!-- claims: written by tests/expected/make.py -->\n", "<!-- end of claims -->\n"
 STEPS, STEPS_BEGIN, STEPS_END = ROOT / "benchmarks" / "distill-cpu.csv", "<!-- steps: written by tests/expected/make.py -->\n", "<!-- end of steps -->\n"
+LLAMA, LLAMA_BEGIN, LLAMA_END = ROOT / "benchmarks" / "smollm2-aligned.csv", "<!-- llama: written by tests/expected/make.py -->\n", "<!-- end of llama -->\n"
 GLUE = ["CoLA", "RTE", "MRPC", "SST-2", "MNLI", "QNLI", "QQP", "Average"]
 MODELS = ["GPT-2 Small", "DistilGPT2", "KnGPT2"]
 ROWS = ["GPT-2 Small", "DistilGPT2", "DistilGPT2 + KD", "KnGPT2", "KnGPT2 + ILKD"]
@@ -209,9 +210,26 @@ def steps(file: Path = STEPS) -> str:
     return "\n".join(lines) + "\n"
 
 
+def llama(file: Path = LLAMA) -> str:
+    """The README's table of the aligned start of a real Llama-type model: perplexity, and times the teacher's."""
+    frame = pandas.read_csv(file, dtype=str, keep_default_na=False)
+    first, teacher = frame.iloc[-1], frame[frame["start"] == "teacher"].iloc[0]
+    texts = {"near": "other OpenWebText", "far": "WikiText test (another domain)"}
+    lines = ["| SmolLM2-135M, no training | parameters without head, M | " + " | ".join(texts.values()) + " | made in, s |", "| --- |" + " --- |" * (len(texts) + 2)]
+    for line in frame.to_dict("records"):
+        cells = (f"{number(line[f'perplexity_{key}'])} ({number(str(float(line[f'perplexity_{key}']) / float(teacher[f'perplexity_{key}'])))})" for key in texts)
+        name = {"teacher": "teacher", "SVD start, all": "SVD start", "all": "Aligned start"}.get(line["start"], f"Aligned: {line['start']} alone")
+        lines.append(f"| {name} | {int(line['without_head']) / 1e6:.1f} | " + " | ".join(cells) + f" | {line['seconds'] if line['seconds'] != '0' else '–'} |")
+    said = f"{first.device}, {first.threads} thread; {int(first.tokens_run):,} tokens of OpenWebText looked at; in brackets times the teacher's; {first.windows} windows of 1,024 tokens."
+    return "\n".join([*lines, "", said]) + "\n"
+
+
 def blocks() -> list[tuple[str, str, str]]:
     """(its beginning, its text, its end) of every part of the README that is written here."""
-    return [(BEGIN, block(), END), (CLAIMS_BEGIN, claims(), CLAIMS_END), (BEYOND_BEGIN, beyond(), BEYOND_END), (SPEED_BEGIN, speeds(), SPEED_END), (STEPS_BEGIN, steps(), STEPS_END)]
+    return [
+        (BEGIN, block(), END), (CLAIMS_BEGIN, claims(), CLAIMS_END), (BEYOND_BEGIN, beyond(), BEYOND_END), (LLAMA_BEGIN, llama(), LLAMA_END),
+        (SPEED_BEGIN, speeds(), SPEED_END), (STEPS_BEGIN, steps(), STEPS_END),
+    ]  # fmt: skip
 
 
 def main() -> None:
