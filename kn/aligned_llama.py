@@ -189,7 +189,7 @@ def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
         raise ValueError(f"init 'aligned' takes LlamaForCausalLM among Llama's classes, got {type(model).__name__}: take init='svd'")
     config = model.config
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel() or ids.shape[1] < 2:
-        raise ValueError("init 'aligned' needs calibration=token ids, an integer tensor (sequences, length) of some 30,000 tokens of text")
+        raise ValueError("init 'aligned' needs calibration=token ids, an integer tensor (sequences, length) of some 65,000 tokens of text")
     if ids.device != model.device:
         raise ValueError(f"the calibration ids are on {ids.device} and the model on {model.device}: move one of them with .to()")
     if ids.shape[1] > config.max_position_embeddings or ids.min() < 0 or ids.max() >= config.vocab_size:

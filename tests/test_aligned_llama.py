@@ -177,7 +177,7 @@ def test_frequencies_that_do_not_turn_are_an_ordinary_low_rank_product():
 @pytest.mark.parametrize(
     ("fields", "ids", "message"),
     [
-        ({}, None, r"^init 'aligned' needs calibration=token ids, an integer tensor \(sequences, length\) of some 30,000 tokens of text$"),
+        ({}, None, r"^init 'aligned' needs calibration=token ids, an integer tensor \(sequences, length\) of some 65,000 tokens of text$"),
         ({}, IDS.float(), "^init 'aligned' needs calibration=token ids"),
         ({}, IDS[:, :1], "^init 'aligned' needs calibration=token ids"),
         ({}, IDS + 40, r"^calibration ids must be below 50 in sequences of at most 2048, got up to 89 and 12$"),
