@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from kn import attention
-from kn.store import device_name
+from kn.distill import attention_kl as attention
+from kn.suite.devices import device_name
 
 TINY = 1e-30  # below any probability that counts
 APART = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-4}  # rounded slopes and products; float32 sums in another order

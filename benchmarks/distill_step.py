@@ -26,10 +26,10 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, __version__
 
 from kn import capture, compress
-from kn.distill import ilkd_against
-from kn.executors import release
-from kn.store import device_name
-from kn.train import SHORT
+from kn.distill.ilkd import ilkd_against
+from kn.suite.devices import device_name
+from kn.suite.executors import release
+from kn.suite.work.stages import SHORT
 
 WAYS = ("usual", "usual, fused GELU", "ours", "plain")
 ALPHAS = (0.5, 0.5, 0.5, 0.1)

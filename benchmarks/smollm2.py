@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, __version__
 
-from kn import KroneckerSpec, aligned_llama, compress, count_parameters
-from kn.store import device_name
+from kn import KroneckerSpec, compress, count_parameters
+from kn.align import llama as aligned_llama
+from kn.suite.devices import device_name
 
 SPECS = {
     "teacher": None,

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, __version__
 
 from kn import KroneckerLinear, KroneckerSpec, compress, count_parameters
-from kn.store import device_name
+from kn.suite.devices import device_name
 
 CONFIG = {"activation_function": "gelu_pytorch_tanh", "attn_implementation": "sdpa", "bos_token_id": 0, "eos_token_id": 0}
 SHAPES = {"768 to 768": (768, 768, (2, 1)), "768 to 3072": (768, 3072, (2, 1)), "3072 to 768": (3072, 768, (1, 2))}

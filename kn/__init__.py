@@ -1,17 +1,20 @@
-"""kn: Kronecker decomposition for GPT compression. Imports are lazy: `import kn` is quick."""
+"""kn: Kronecker decomposition for GPT compression.
 
+`import kn` makes the compressed models known to transformers' AutoModel, which takes as long as importing transformers.
+Where KN_QUICK_IMPORT is set (the command line sets it: --help and the plan need no model) that is left to the first use.
+"""
+
+import os
 import warnings
 from importlib import import_module
-
-from . import auto
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm in a notebook without ipywidgets: its bars are text then
 
 _WHERE = {
-    "nearest_kronecker": "kronecker", "KroneckerLinear": "kronecker", "KroneckerEmbedding": "kronecker", "KroneckerHead": "kronecker",
-    "KroneckerSpec": "config", "KnGPT2Config": "config", "KnLlamaConfig": "config", "compress": "model", "count_parameters": "model",
-    "KnGPT2Model": "gpt2", "KnGPT2LMHeadModel": "gpt2", "KnGPT2ForSequenceClassification": "gpt2", "KnLlamaModel": "llama", "KnLlamaForCausalLM": "llama", "KnLlamaForSequenceClassification": "llama",
-    "attention_kl": "attention", "capture": "distill", "Captured": "distill", "ilkd_loss": "distill", "vanilla_kd_loss": "distill", "DistillTrainer": "distill",
+    "nearest_kronecker": "kronecker.layers", "KroneckerLinear": "kronecker.layers", "KroneckerEmbedding": "kronecker.layers", "KroneckerHead": "kronecker.layers",
+    "KroneckerSpec": "models.config", "KnGPT2Config": "models.config", "KnLlamaConfig": "models.config", "compress": "compression", "count_parameters": "models.base",
+    "KnGPT2Model": "models.gpt2", "KnGPT2LMHeadModel": "models.gpt2", "KnGPT2ForSequenceClassification": "models.gpt2", "KnLlamaModel": "models.llama", "KnLlamaForCausalLM": "models.llama", "KnLlamaForSequenceClassification": "models.llama",
+    "attention_kl": "distill.attention_kl", "capture": "distill.ilkd", "Captured": "distill.ilkd", "ilkd_loss": "distill.ilkd", "vanilla_kd_loss": "distill.ilkd", "DistillTrainer": "distill.ilkd",
 }  # fmt: skip
 __all__ = list(_WHERE)
 
@@ -26,4 +29,5 @@ def __dir__():
     return [*globals(), *__all__]
 
 
-auto.register()
+if not os.environ.get("KN_QUICK_IMPORT"):
+    import_module("kn.models")

@@ -9,9 +9,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import corpora, cost, doctor, executors, glue, kinds, launch, notebooks, profiles, stages
-from .sources import SourceError
-from .store import Store, StoreError
+from kn.data import documentation as corpora
+from kn.data import glue
+from kn.data.hub import SourceError
+from kn.report import notebooks
+from kn.suite import cost, devices, doctor, executors, launch, profiles
+from kn.suite import plan as kinds
+from kn.suite import run as stages
+from kn.suite.store import Store, StoreError
 
 
 def table_list(text: str) -> list[int | str]:
@@ -57,7 +62,7 @@ def from_here(item: str) -> str:
 
 def timed(profile: profiles.Profile, store: Store) -> dict:
     """What cost.timing measures, at the precision that the profile's stages will use."""
-    return cost.timing(profile, kinds.precision(profile.device), store)
+    return cost.timing(profile, devices.precision(profile.device), store)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -103,13 +108,13 @@ def main(arguments: list[str] | None = None) -> int:
             if getattr(options, option) and options.command != command:
                 raise ValueError(f"--{option} goes with `{command}` only, not with `{options.command}`")
         if options.command == "rebuild":
-            from .rebuild import rebuild
+            from kn.suite.pretrain_mini import rebuild
 
             if options.extra and not options.extra.is_dir():
                 raise ValueError(f"--extra {options.extra} is no folder: give one that holds unpacked packages")
             return rebuild(Store().open(), options.extra)
         if options.command == "mirror":
-            from . import mirror
+            from kn.data import mirror
 
             if options.folder is None:
                 raise ValueError("mirror needs a folder: python -m kn mirror DIR")
@@ -123,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not str(options.folder).isprintable() or options.folder.is_dir() or not options.folder.parent.is_dir():
                 raise ValueError(f"corpus {str(options.folder)!r}: a file in a folder that exists wanted: python -m kn corpus FILE")
             text = profiles.load(options.profile, tuple(options.set)).text
-            corpora.write(corpora.build({"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares}, jobs=executors.cores()), options.folder)
+            corpora.write(corpora.build({"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares}, jobs=devices.cores()), options.folder)
             return 0
         if options.folder is not None:
             raise ValueError(f"{str(options.folder)!r} is not understood: a path goes with `mirror` and `corpus` only")
@@ -135,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"--glue-scores is for the paper profile: {profile.name} scores its test sets itself")
             glue.read_scores(options.glue_scores, kinds.ROWS)
             os.environ["KN_GLUE_SCORES"] = str(options.glue_scores.absolute())
-        if hint := executors.keep_off_gpus(profile.device):
+        if hint := devices.keep_off_gpus(profile.device):
             print(hint)
         slurm = None if options.slurm is None else executors.slurm_options(options.slurm)
         if slurm is not None and not shutil.which("sbatch"):

@@ -13,8 +13,11 @@ from types import SimpleNamespace
 import numpy
 from safetensors.numpy import save_file
 
-from kn import executors, launch, profiles, report, stages, starts
-from kn.store import Store
+from kn.report import write as report
+from kn.suite import executors, launch, profiles
+from kn.suite import run as stages
+from kn.suite.store import Store
+from kn.suite.work import beyond as starts
 
 TABLES = (3, 4, 5, 6, 7)  # all that are measured
 PLAN, WANTED = stages.plan(profiles.TEST, tables=TABLES, tasks=("cola", "mnli"))

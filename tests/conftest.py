@@ -46,11 +46,11 @@ TIMED = {
 
 def known_speed(home, profile):
     """Put a timing run's answer into the store, where a test is not about it: at the paper's size it takes a minute."""
-    from kn import cost, kinds
-    from kn.store import Store
+    from kn.suite import cost, devices
+    from kn.suite.store import Store
 
     store = Store(home / "store").open()
-    cost.kept(cost.asked(profile, kinds.precision(profile.device)), store).write_text(json.dumps(TIMED))
+    cost.kept(cost.asked(profile, devices.precision(profile.device)), store).write_text(json.dumps(TIMED))
 
 
 BESIDE = []  # the process that begins mini's stages

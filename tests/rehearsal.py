@@ -16,7 +16,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from kn import glue, mirror, sources
+from kn.data import glue, mirror
+from kn.data import hub as sources
 
 CARVED = 2000  # rows of a split that is carved out of the training rows
 TINY = {"n_embd": 32, "n_layer": 2, "n_head": 2}  # with --tiny; GPT-2's own vocabulary and 1,024 positions stay

@@ -11,88 +11,88 @@ from conftest import ROOT
 
 MUTATIONS = {  # what goes wrong: (file, as it is, as it must not be, the test that has to notice)
     "KL swapped": (
-        "attention.py",
+        "distill/attention_kl.py",
         'if direction == "student_teacher":',
         'if direction != "student_teacher":',
-        "test_attention.py::test_values_and_gradients_against_loops",
+        "distill/test_attention_kl.py::test_values_and_gradients_against_loops",
     ),
     "mask dropped from the attention": (
-        "attention.py",
+        "distill/attention_kl.py",
         "padded = None if valid is None else",
         "padded = None if True else",
-        "test_attention.py::test_values_and_gradients_against_loops",
+        "distill/test_attention_kl.py::test_values_and_gradients_against_loops",
     ),
     "mask dropped from the losses": (
-        "distill.py",
+        "distill/ilkd.py",
         "valid = None if attention_mask is None else",
         "valid = None if True else",
-        "test_distill.py::test_ilkd_terms_against_naive_loops",
+        "distill/test_ilkd.py::test_ilkd_terms_against_naive_loops",
     ),
     "gradient of the wrong sign": (
-        "attention.py",
+        "distill/attention_kl.py",
         "(s.sub_(mean).mul_(p_s) if",
         "(s.sub_(mean).mul_(-p_s) if",
-        "test_attention.py::test_values_and_gradients_against_loops",
+        "distill/test_attention_kl.py::test_values_and_gradients_against_loops",
     ),
     "gradient without its expectation, on a GPU": (
-        "kernels_triton.py",
+        "distill/attention_kl_triton.py",
         "return p * ((s - t) - mean[:, None]) * LN2",
         "return p * (s - t) * LN2",
-        "test_kernels_triton.py::test_in_the_interpreter",
+        "distill/test_attention_kl_triton.py::test_in_the_interpreter",
     ),
     "labels that are left out counted": (
-        "head.py",
+        "distill/large_vocabulary.py",
         "known = target != IGNORED",
         "known = target >= IGNORED",
-        "test_head.py::test_next_token_loss",
+        "distill/test_large_vocabulary.py::test_next_token_loss",
     ),
     "head tied to the teacher's": (
-        "model.py",
+        "models/base.py",
         "    return student.train(model.training)",
         "    student.lm_head = getattr(model, 'lm_head', None)\n    return student.train(model.training)",
-        "test_gpt2.py::test_head_is_dense_untied_and_cloned",
+        "models/test_gpt2.py::test_head_is_dense_untied_and_cloned",
     ),
     "wrong layers": (
-        "config.py",
+        "models/config.py",
         '"odd": "1::2"',
         '"odd": "::2"',
-        "test_gpt2.py::test_what_is_compressed",
+        "models/test_gpt2.py::test_what_is_compressed",
     ),
     "factors transposed in the start": (
-        "kronecker.py",
+        "kronecker/layers.py",
         "permute(0, 2, 1, 3).reshape(m1 * n1",
         "permute(2, 0, 1, 3).reshape(m1 * n1",
-        "test_kronecker.py::test_residual_is_the_tail_of_the_spectrum",
+        "kronecker/test_kronecker.py::test_residual_is_the_tail_of_the_spectrum",
     ),
     "factors transposed in the layer": (
-        "kronecker.py",
+        "kronecker/layers.py",
         '"prik,prjl->pijkl"',
         '"prik,prjl->pjikl"',
-        "test_kronecker.py::test_layer_forward_and_gradients",
+        "kronecker/test_kronecker.py::test_layer_forward_and_gradients",
     ),
     "perplexity over unshifted tokens": (
-        "evaluate.py",
+        "suite/evaluate.py",
         "F.cross_entropy(logits[:, :-1]",
         "F.cross_entropy(logits[:, 1:]",
-        "test_evaluate.py::test_perplexity_is_that_of_a_loop_over_positions",
+        "suite/test_evaluate.py::test_perplexity_is_that_of_a_loop_over_positions",
     ),
     "predictions in sorted order": (
-        "evaluate.py",
+        "suite/evaluate.py",
         "answer[index] = label",
         "answer[order.index(index)] = label",
-        "test_evaluate.py::test_predictions_come_back_in_the_rows_order_whatever_the_padding",
+        "suite/test_evaluate.py::test_predictions_come_back_in_the_rows_order_whatever_the_padding",
     ),
     "MNLI without its mismatched set": (
-        "glue.py",
+        "data/glue.py",
         "/ len(sets) for metric",
         "/ len(sets) * (key == 'matched') for metric",
-        "test_glue.py::test_mnli_averages_matched_and_mismatched",
+        "data/test_glue.py::test_mnli_averages_matched_and_mismatched",
     ),
     "intervals not paired by seed": (
-        "statistics.py",
+        "report/statistics.py",
         "(left[seed], right[seed]) for seed in left",
         "(left[seed], max(right.values())) for seed in left",
-        "test_report.py::test_ratio_is_compared_by_logarithms_and_pairs_by_seed",
+        "report/test_report.py::test_ratio_is_compared_by_logarithms_and_pairs_by_seed",
     ),
 }
 
@@ -123,7 +123,7 @@ def test_a_mutation_turns_its_test_red(warm, tmp_path, name):
 
 def test_without_a_mutation_the_test_is_green(warm):
     """So that red means the mutation, not the way it is run."""
-    warm.stdin.write(json.dumps([str(ROOT), "test_kronecker.py::test_residual_is_the_tail_of_the_spectrum"]) + "\n")
+    warm.stdin.write(json.dumps([str(ROOT), "kronecker/test_kronecker.py::test_residual_is_the_tail_of_the_spectrum"]) + "\n")
     warm.stdin.flush()
     status, output = json.loads(warm.stdout.readline())
     assert status == 0, output[-2000:]

@@ -9,9 +9,12 @@ from conftest import tiny_gpt2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kn import KroneckerEmbedding, KroneckerLinear, KroneckerSpec, attention_kl, capture, compress, count_parameters, ilkd_loss, nearest_kronecker, profiles, report, stages, vanilla_kd_loss
-from kn.kinds import Plan
-from kn.store import Stage, Store, StoreError
+from kn import KroneckerEmbedding, KroneckerLinear, KroneckerSpec, attention_kl, capture, compress, count_parameters, ilkd_loss, nearest_kronecker, vanilla_kd_loss
+from kn.report import write as report
+from kn.suite import profiles
+from kn.suite import run as stages
+from kn.suite.plan import Plan
+from kn.suite.store import Stage, Store, StoreError
 
 ALLOWED = (ValueError, TypeError)
 EXAMPLES = 120
@@ -316,8 +319,8 @@ def test_a_layer_is_torch_kron(m, n, b, rank, parts, seed, limits, lead):
     x = torch.randn(*lead, n * b[1], dtype=torch.float64)
     dense = torch.cat([sum(torch.kron(layer.A[p * rank + r], layer.B[p * rank + r]) for r in range(rank)) for p in range(parts)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kn.kronecker.BUILD_LIMIT", limits[0])
-        patch.setattr("kn.kronecker.HAND_LIMIT", limits[1])
+        patch.setattr("kn.kronecker.layers.BUILD_LIMIT", limits[0])
+        patch.setattr("kn.kronecker.layers.HAND_LIMIT", limits[1])
         assert torch.allclose(layer(x), x @ dense.T + layer.bias, atol=1e-10)  # sums of up to 25 products
 
 

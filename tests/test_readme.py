@@ -34,7 +34,7 @@ def test_every_file_it_names_is_there():
 
 
 def test_every_setting_it_names_can_be_set():
-    from kn import profiles
+    from kn.suite import profiles
 
     keys = set(profiles.keys(profiles.MINI))
     named = {name for name in re.findall(r"`((?:compression|readings|pretrain|ablation|finetune_lm|finetune_glue|glue|text|model|beyond)\.\w+)", TEXT)}

@@ -1,0 +1,1 @@
+"""Text and tasks: documentation text, GLUE and its twins, files of the hub."""

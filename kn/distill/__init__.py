@@ -1,0 +1,1 @@
+"""Intermediate-layer distillation (eq. 2-5) and the Trainer that uses it."""

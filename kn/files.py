@@ -1,0 +1,52 @@
+"""Where things are, digests, and files that are written whole or not at all: what every room may use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path, PurePosixPath
+
+PACKAGE = Path(__file__).parent
+PROJECT_ROOT = PACKAGE.parent
+ASSETS = PACKAGE / "assets"
+
+
+def store_home() -> Path:
+    """The folder of the store: $KN_HOME, or artifacts/ in the checkout."""
+    return Path(os.environ.get("KN_HOME") or PROJECT_ROOT / "artifacts").absolute()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def json_sha256(value: object) -> str:
+    """Hex digest of a JSON value with sorted keys: equal values give equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> Path:
+    """Write UTF-8 text by one rename, so that a reader sees the old file or the new one, never a part; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def safe_join(folder: Path, *names: str) -> Path:
+    """The path of a file below a folder; ValueError for a name, or a symbolic link, that leads out of it."""
+    for name in names:
+        parts = PurePosixPath(name)
+        if not name or parts.is_absolute() or ".." in parts.parts or not name.isprintable():
+            raise ValueError(f"{name!r} leads out of {folder}")
+    path = folder.joinpath(*names)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} leads out of {folder} by a link")
+    return path

@@ -1,0 +1,1 @@
+"""Records of finished stages -> tables -> pages."""

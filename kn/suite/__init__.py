@@ -1,0 +1,1 @@
+"""One run: settings, plan, store, the stages' work, processes and their costs."""

@@ -1,0 +1,1 @@
+"""The work of every kind of stage: work(stage, folder, store) -> metrics."""

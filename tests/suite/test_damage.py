@@ -1,0 +1,316 @@
+"""Faults of what is stored and made, on purpose: turned bits, cut files, deleted stages, other versions, stages and kernels that fail. Never a wrong table, one line that says what to do."""
+
+import csv
+import dataclasses
+import json
+import random
+import shutil
+
+import cheap
+import nbformat
+import pytest
+import torch
+from cheap import FILES, PLAN
+from conftest import TIMED, tiny_gpt2
+
+from kn.distill.ilkd import Distillation
+from kn.report import notebooks, site
+from kn.suite import checkpoints, cost, evaluate, launch, profiles
+from kn.suite import plan as kinds
+from kn.suite import run as stages
+from kn.suite import training as fit
+from kn.suite.store import Store, StoreError
+
+EVERY = (*FILES, "metrics.json", "manifest.json")
+FLIPS = 6  # of each kind of file
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of the undisturbed store, to be damaged."""
+    shutil.copytree(whole[0], tmp_path / "store", copy_function=shutil.copy2)
+    return tmp_path / "store"
+
+
+def turn(path, draw):
+    """Turn one bit."""
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+def cut(path, draw):
+    """Lose the end."""
+    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+
+
+def lose(path, draw):
+    """Lose all."""
+    path.unlink()
+
+
+def readers(item):
+    """Stages that read this one's files, directly."""
+    return [other for other in PLAN if item in other.inputs]
+
+
+@pytest.mark.parametrize("harm", [turn, cut, lose])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_damaged_file_never_reaches_a_table(whole, copied, name, harm):
+    """A stage after the damaged one is missing, so that it must be read: it is made again first, and all numbers are those of the undisturbed run."""
+    draw = random.Random(f"{name} {harm.__name__}")
+    for _ in range(FLIPS if harm is turn else 2):
+        item = draw.choice([item for item in PLAN if readers(item)])
+        missing = draw.choice(readers(item))
+        harm(copied / item.path / name, draw)
+        shutil.rmtree(copied / missing.path)
+        assert cheap.wrong(cheap.tables(copied), whole[1]) == []
+        before = cheap.finished(copied)
+        ran = cheap.run(copied)
+        assert set(ran) in ({item.path, missing.path}, {missing.path}) and before.keys() | set(ran) == {i.path for i in PLAN}
+        assert item.path in ran or (name == "manifest.json" and harm is turn)  # a bit of its blanks says nothing
+        assert {path: at for path, at in before.items() if path not in ran}.items() <= cheap.finished(copied).items()
+        assert cheap.tables(copied) == whole[1]
+
+
+@pytest.mark.parametrize("harm", [turn, cut])
+def test_a_damaged_number_is_not_shown(whole, copied, harm):
+    """metrics.json and the manifest are what tables read: each of forty single faults is seen at once."""
+    draw = random.Random(0)
+    for _ in range(20):
+        for name in ("metrics.json", "manifest.json"):
+            item = draw.choice(PLAN)
+            path, content = copied / item.path / name, (copied / item.path / name).read_bytes()
+            harm(path, draw)
+            store = Store(copied)
+            assert store.has(item) is False or store.record(item) == Store(whole[0]).record(item)
+            assert cheap.wrong(cheap.tables(copied), whole[1]) == []
+            path.write_bytes(content)
+
+
+def test_an_input_that_changes_while_a_run_goes_on(copied):
+    """Between the look at the store and the work: the stage refuses it in one line, the next run makes it again."""
+    item = next(item for item in PLAN if item.kind == "finetune_lm")
+    shutil.rmtree(copied / item.path)
+    turn(copied / item.inputs[0].path / "rows.safetensors", random.Random(0))
+    with pytest.raises(StoreError) as error:
+        Store(copied).make(item, cheap.cheap)
+    assert str(error.value) == f"{item.path} needs {item.inputs[0].path}: rows.safetensors has another content than the manifest says; run ./run_all.sh to make it again"
+    assert set(cheap.run(copied)) == {item.path, item.inputs[0].path}
+
+
+def test_a_deleted_stage_is_made_again_and_nothing_else(whole, copied):
+    for item in (item for item in PLAN if readers(item)):
+        shutil.rmtree(copied / item.path)
+        before = cheap.finished(copied)
+        assert cheap.wrong(cheap.tables(copied), whole[1]) == []
+        assert cheap.run(copied) == [item.path] and before.items() <= cheap.finished(copied).items() and cheap.tables(copied) == whole[1]
+
+
+def test_a_stage_deleted_while_a_run_goes_on(whole, copied):
+    item = next(item for item in PLAN if item.kind == "pretrain")
+    shutil.rmtree(copied / item.path)
+    need = item.inputs[0]
+
+    def work(stage, folder, store):
+        shutil.rmtree(store.folder(need))
+        return {"value": (store.folder(need) / "rows.safetensors").stat().st_size}
+
+    with pytest.raises(launch.StageFailed) as error:
+        cheap.run(copied, plan=[item], pretrain=work)
+    assert "FileNotFoundError: " in str(error.value) and "free some space" not in str(error.value) and "\n" not in str(error.value)
+    assert set(cheap.run(copied)) == {item.path, need.path} and cheap.tables(copied) == whole[1]
+
+
+# ---------------------------------------------------------------- other files than results
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"seconds": 1}', json.dumps(TIMED)[:-60], json.dumps({**TIMED, "tokenized": float("nan")}), json.dumps({**TIMED, "flops": None}), "[" * 100_000])
+def test_a_damaged_timing_is_measured_again(tmp_path, content, monkeypatch):
+    """A run that was killed while it wrote it must not stop every later one."""
+    store, asked = Store(tmp_path).open(), cost.asked(profiles.TEST, "fp32")
+    cost.kept(asked, store).write_text(content)
+    done = type("Done", (), {"returncode": 0, "stdout": json.dumps(TIMED), "stderr": ""})
+    monkeypatch.setattr(cost.subprocess, "run", lambda *_, **__: done)
+    assert cost.timing(profiles.TEST, "fp32", store) == TIMED == cost.remembered(cost.kept(asked, store))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"notebooks": 3}', '{"notebooks": {"table4": 7}}', "[" * 100_000])
+def test_a_damaged_run_json_means_that_notebooks_are_run_again(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    assert "table4" not in notebooks.finished(tmp_path / "run.json") or notebooks.finished(tmp_path / "run.json") == {"table4": "7"}
+    assert notebooks.finished(tmp_path / "nothing.json") == {}
+
+
+def checkpoint(folder, step):
+    """A sealed checkpoint of two files."""
+    made = folder / f"checkpoint-{step}"
+    made.mkdir(parents=True)
+    (made / "model.safetensors").write_bytes(bytes(range(256)))
+    (made / "trainer_state.json").write_text(json.dumps({"step": step}))
+    checkpoints.seal(made, 10.0 * step)
+    return made
+
+
+@pytest.mark.parametrize("harm", [turn, cut, lose])
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer_state.json", checkpoints.SEAL])
+def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path, name, harm):
+    """The one before it is, or the beginning."""
+    draw = random.Random(0)
+    for number in range(5):
+        folder = tmp_path / str(number)
+        before, last = checkpoint(folder, 500), checkpoint(folder, 1000)
+        assert checkpoints.latest(folder) == last and checkpoints.seconds(last) == 10_000
+        harm(last / name, draw)
+        assert checkpoints.latest(folder) == before and not last.exists()
+        harm(before / "model.safetensors", draw)
+        assert checkpoints.latest(folder) is None
+
+
+# ---------------------------------------------------------------- stages and numbers that fail
+
+
+class Odd(Exception):
+    """An error of two arguments, as libraries raise: it cannot be read back in another process."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} and\n{second}")
+
+
+RAISED = {
+    "ValueError: broken on purpose": ValueError("broken on purpose"),
+    "RuntimeError: Odd: one and": Odd("one", "two"),
+    "KeyError: 'name'": KeyError("name"),
+    "AssertionError (finished": AssertionError(),
+    "OSError: first line (finished": OSError("first line\nsecond line"),
+    "FileNotFoundError: [Errno 2] No such file or directory: 'corpus.json'": FileNotFoundError(2, "No such file or directory", "corpus.json"),
+}
+
+
+@pytest.mark.parametrize("message", RAISED)
+@pytest.mark.parametrize("kind", ["decompose", "finetune_glue"])
+def test_a_stage_that_raises(whole, tmp_path, message, kind):
+    """Named with its cause in one line; what does not need it goes on; the next run makes the rest."""
+
+    def broken(*_):
+        raise RAISED[message]
+
+    with pytest.raises(launch.StageFailed) as error:
+        cheap.run(tmp_path, **{kind: broken})
+    assert message in str(error.value) and "\n" not in str(error.value) and str(error.value).endswith("(finished work is kept: run again to go on)") and f"first {kind}/" in str(error.value)
+    done, failed = cheap.finished(tmp_path), {item.path for item in PLAN if item.kind == kind}
+
+    def needs(item):
+        return item.path in failed or any(needs(need) for need in item.inputs)
+
+    assert set(done) == {item.path for item in PLAN if not needs(item)} and cheap.wrong(cheap.tables(tmp_path), whole[1]) == []
+    cheap.run(tmp_path)
+    assert done.items() <= cheap.finished(tmp_path).items() and cheap.tables(tmp_path) == whole[1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_metrics_that_are_not_finite_are_no_result(whole, tmp_path, value):
+    with pytest.raises(launch.StageFailed, match="ValueError: a metric is not a finite number .Out of range float values are not JSON compliant"):
+        cheap.run(tmp_path, finetune_lm=lambda *_: {"perplexity": {"wiki": {"test": value}}})
+    found = cheap.tables(tmp_path)
+    assert found[4, "Perplexity", "KnGPT2", "test perplexity"] == "" and cheap.wrong(found, whole[1]) == []
+
+
+def training(scratch, steps, poison):
+    """A short training whose weights stop being numbers before the step `poison`."""
+    model, count = tiny_gpt2(attn_implementation="eager"), [0]
+    rows = torch.randint(0, 50, (64, 16), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+
+    def count_and_poison(*_):
+        count[0] += 1
+        if count[0] == poison:
+            with torch.no_grad():
+                model.transformer.h[0].mlp.c_fc.weight[0, 0] = float("nan")
+
+    model.register_forward_pre_hook(count_and_poison)
+    how = dataclasses.asdict(profiles.Training(batch_size=4, learning_rate=1e-3, epochs=1, max_steps=steps))
+    settings = {"training": how, "precision": "fp32", "readings": dataclasses.asdict(profiles.Readings())}
+    return fit.run_trainer(model, fit.TokenRows(rows), fit.lm_collate, scratch, settings, 0, Distillation("none"))
+
+
+@pytest.mark.parametrize(("steps", "poison"), [(10, 5), (10, 10), (51, 51), (74, 74)])
+def test_a_loss_that_stops_being_a_number(tmp_path, steps, poison):
+    """Of 51 steps the last logged one is 50, of 74 steps it is 74 (by twos): what comes after it must be seen all the same."""
+    with pytest.raises(FloatingPointError, match=rf"^the loss is not finite at step {poison}: lower the learning rate \(0.001\) or use float32$"):
+        training(tmp_path, steps, poison)
+
+
+def test_a_model_whose_weights_are_no_numbers_gives_none():
+    """Neither a perplexity nor an answer: the largest of values that are none would be class 0."""
+    rows = torch.randint(1, 50, (2, 8))
+    for value in (float("nan"), float("inf")):
+        for labels in (0, 2):
+            model = tiny_gpt2(labels=labels)
+            with torch.no_grad():
+                model.transformer.ln_f.weight[0] = value
+            with pytest.raises(FloatingPointError, match="not finite.*: its weights are not usable, lower the learning rate it was trained with or use float32$"):
+                evaluate.predict(model, {"input_ids": rows.tolist()}) if labels else evaluate.perplexity(model, rows)
+
+
+# ---------------------------------------------------------------- other versions
+
+
+def test_another_version_of_a_documentation_package_is_another_key(monkeypatch):
+    """Its documentation is the corpus: nothing made from one version is ever taken for the other's."""
+    real = kinds.version
+    monkeypatch.setattr(kinds, "version", lambda name: "0.0.1" if name == "mpmath" else real(name))
+    kinds.pins.cache_clear()
+    other, _ = stages.plan(profiles.TEST, tables=cheap.TABLES, tasks=("cola", "mnli"))
+    kinds.pins.cache_clear()
+    assert {item.path for item in other} & {item.path for item in PLAN} == {item.path for item in PLAN if item.kind == "shapes"}
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_two_versions_of_a_library_in_one_table_are_said(copied, package):
+    """Their results share a key, so the pages and the command's last lines warn."""
+    records = stages.records(Store(copied), [item for item in PLAN if item.kind == "finetune_lm"])
+    assert not [line for line in site.cautions(records, "test") if "stages were made with" in line]
+    records[0]["provenance"]["packages"] = {**records[0]["provenance"]["packages"], package: "9.9.9"}
+    (line,) = [line for line in site.cautions(records, "test") if "stages were made with" in line]
+    assert line.startswith(f"stages were made with {package} ") and " and 9.9.9: numbers of one table may differ for that alone; make all with one, in a store of its own (KN_HOME=…)" in line
+    assert line.replace("&", "&amp;") in site.page("A page", "", "test", records)
+
+
+# ---------------------------------------------------------------- notebooks
+
+
+def notebook(path, code):
+    """A notebook with the usual parameters and one cell of code."""
+    first = nbformat.v4.new_code_cell('profile = "mini"\nseeds = 1\nonly = None', metadata={"tags": ["parameters"]})
+    made = nbformat.v4.new_notebook(cells=[first, nbformat.v4.new_code_cell("print('begun')"), nbformat.v4.new_code_cell(code)])
+    made.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    nbformat.write(made, path)
+
+
+def test_a_kernel_that_dies_and_a_cell_that_raises(whole, tmp_path, monkeypatch, capsys):
+    """Both are rendered, the notebook after them is run, the index and run.json are written, the exit status is 1; then what failed or was damaged is made again."""
+    for name, code in {"table3": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "table4": "raise ValueError('<script>alert(1)</script>')", "table5": "print('reached')"}.items():
+        notebook(tmp_path / f"{name}.ipynb", code)
+    monkeypatch.setattr(notebooks, "SOURCE", tmp_path)
+    monkeypatch.setenv("KN_REPORTS", str(tmp_path / "reports"))
+    folder, store = tmp_path / "reports" / "test", Store(whole[0])
+    assert notebooks.run_all("test", [3, 4, 5], 1, PLAN, store) == 1
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in said.err and len(errors) == 2
+    assert errors[0] == "error: table3.ipynb: DeadKernelError: Kernel died (its kernel ended: out of memory, or killed; run the same command again, with --jobs 1 if it was memory)"
+    assert errors[1] == "error: table4.ipynb: ValueError: <script>alert(1)</script>"
+    assert "notebook table3: FAILED" in said.out and "notebook table5: done" in said.out and f"report: {folder / 'index.html'}" in said.out
+    assert "begun" in (folder / "table3-failed.html").read_text() and "<script>alert(1)" not in (folder / "table4-failed.html").read_text()
+    assert list(json.loads((folder / "run.json").read_text())["notebooks"]) == ["table5"] and not list(folder.glob("*.part*"))
+    assert "not run" in (folder / "index.html").read_text() and list(csv.DictReader((folder / "table4.csv").read_text().splitlines()))[0]["ours"]
+    for name in ("table3", "table4"):
+        notebook(tmp_path / f"{name}.ipynb", "print('mended')")
+    turn(folder / "table5.ipynb", random.Random(0))
+    before = {name: (folder / name).read_bytes() for name in ("table4.csv", "table4.html", "claims.csv", "trends.csv")}
+    for name in before:
+        turn(folder / name, random.Random(0))
+    assert notebooks.run_all("test", [3, 4, 5], 1, PLAN, store) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and "unchanged" not in said.out and not list(folder.glob("*-failed.html"))
+    assert "reached" in (folder / "table5.ipynb").read_text() and {name: (folder / name).read_bytes() for name in before} == before

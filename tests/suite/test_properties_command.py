@@ -1,0 +1,148 @@
+"""Any words whatever after `python -m kn`: the command begins what was asked for, or ends with status 2 and one line that says what is allowed."""
+
+import contextlib
+import io
+import os
+
+import pytest
+from conftest import TIMED
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kn import __main__ as command
+from kn.suite import cost, profiles
+
+USUAL = settings(derandomize=True, max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+COMMANDS = ("run", "plan", "doctor", "mirror", "corpus", "rebuild")
+words = st.one_of(
+    st.text(max_size=10),
+    st.sampled_from(
+        [
+            "",
+            "1",
+            "0",
+            "-1",
+            "4,5",
+            "beyond",
+            "claims",
+            "²",
+            "1e3",
+            "9" * 5000,
+            "8,",
+            ",",
+            "-",
+            "--",
+            "a\nb",
+            "\x1b[31m",
+            "\ud800",
+            "../x",
+            "/etc/passwd",
+            "x" * 300,
+            "<script>",
+            "$(touch ran)",
+            "None",
+            "true",
+        ]
+    ),
+)
+settable = st.builds("{}={}".format, st.sampled_from(profiles.keys(profiles.MIDI)), st.one_of(words, st.integers().map(str), st.floats().map(str)))
+options = st.lists(
+    st.one_of(
+        st.sampled_from([["--dry-run"], ["--fresh"], ["--wheels"], ["--all"], ["--nothing"], ["--help"]]),
+        st.tuples(st.sampled_from(["--profile", "--only", "--seeds", "--jobs", "--slurm", "--glue-scores", "--extra", "--set"]), words).map(list),
+        st.tuples(st.just("--profile"), st.sampled_from(["test", "mini", "midi", "paper"])).map(list),
+        st.tuples(st.just("--set"), settable).map(list),
+        st.tuples(st.just("--slurm"), st.builds("{}={}".format, st.sampled_from(["minutes", "gpus", "partition"]), words)).map(list),
+    ),
+    max_size=3,
+).map(lambda parts: [word for part in parts for word in part])
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """What was begun, by name; the work itself is left out, so that each command takes milliseconds."""
+    found, folder = [], tmp_path_factory.mktemp("command")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("KN_HOME", "KN_REPORTS"):
+            patch.setenv(name, str(folder / name))
+        for name in ("KN_SET", "KN_GLUE_SCORES", "KN_MIRROR"):
+            patch.setenv(name, "")
+        patch.setattr(command, "timed", lambda *_: TIMED)
+        patch.setattr(command.doctor, "examine", lambda *_: [("ok", "all is well")])
+        patch.setattr(cost, "afford", lambda *_: None)
+        patch.setattr(command.launch, "run", lambda *_, **__: found.append("stages"))
+        patch.setattr(command.notebooks, "run_all", lambda *_: 0)
+        patch.setattr(command.corpora, "build", lambda *_, **__: found.append("corpus") or {})
+        from kn.data import mirror
+        from kn.suite import pretrain_mini as rebuild
+
+        patch.setattr(mirror, "make", lambda *_, **__: found.append("mirror"))
+        patch.setattr(mirror, "wheels", lambda *_: None)
+        patch.setattr(rebuild, "rebuild", lambda *_: found.append("rebuild") or 0)
+        yield found
+
+
+def ended(begun, arguments):
+    """(exit status, lines of errors) of one command."""
+    begun.clear()
+    before, out, err = dict(os.environ), io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = command.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return status, [line for line in err.getvalue().splitlines() if "error: " in line], err.getvalue()
+
+
+def judge(begun, arguments):
+    status, errors, text = ended(begun, arguments)
+    assert status in (0, 2) and "Traceback" not in text, (arguments, text)
+    assert all(line.isprintable() for line in errors) and len(errors) == (status == 2) and (status == 0 or not begun), (arguments, text)
+    if status == 2:
+        said = errors[0].partition("error: ")[2]
+        assert 10 < len(said) < 1500 + sum(map(len, arguments)), (arguments, said)  # the keys of --set are all named where none is near
+    return status
+
+
+@USUAL
+@given(first=st.one_of(st.just([]), st.sampled_from(COMMANDS).map(lambda c: [c]), st.tuples(st.sampled_from(COMMANDS), words).map(list), words.map(lambda w: [w])), more=options)
+def test_any_words(begun, first, more):
+    judge(begun, [*first, *more])
+
+
+@pytest.mark.parametrize("option", ["--profile", "--only", "--seeds", "--jobs", "--slurm", "--glue-scores", "--extra", "--set", "corpus", "mirror", "plan"])
+def test_every_option_with_odd_words(begun, option):
+    """One option at a time, so that no other one's error hides it."""
+    found = []
+
+    @settings(USUAL, max_examples=60)
+    @given(word=words)
+    def check(word):
+        found.append(judge(begun, [option, word] if option != "--extra" else ["rebuild", option, word]))
+
+    check()
+    assert 2 in found or option == "mirror"  # any name will do for a mirror that is to be made
+
+
+@settings(USUAL, max_examples=300)
+@given(name=st.sampled_from(["test", "mini", "midi"]), item=settable)
+def test_any_value_of_any_setting(begun, name, item):
+    judge(begun, ["plan", "--profile", name, "--set", item])
+
+
+def test_good_words_begin_what_they_ask_for(begun):
+    """So that not everything is refused."""
+    for arguments, wanted in (
+        (["--profile", "test", "--only", "4,beyond", "--seeds", "3", "--jobs", "2", "--set", "pretrain.batch_size=8"], ["stages"]),
+        (["plan", "--profile", "paper"], []),
+        (["mirror", "somewhere", "--wheels"], ["mirror"]),
+        (["corpus", "file.json", "--profile", "test"], ["corpus"]),
+        (["rebuild"], ["rebuild"]),
+        (["doctor"], []),
+    ):
+        status, errors, text = ended(begun, arguments)
+        assert (status, errors, begun) == (0, [], wanted), (arguments, text)

@@ -1,0 +1,89 @@
+"""A training run that is stopped goes on with the same losses; micro-batches change nothing; errors say what to set."""
+
+import pytest
+import torch
+from conftest import tiny_gpt2
+
+from kn import KroneckerSpec, compress
+from kn.distill.ilkd import Distillation
+from kn.suite import checkpoints, profiles
+from kn.suite import training as fit
+
+ROWS = torch.randint(0, 50, (64, 16), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+
+
+class Stop(Exception):
+    """What interrupts a run here."""
+
+
+def run(scratch, steps, stop_at=None, hardware=None, **training):
+    """ILKD pre-training of a tiny KnGPT2; `stop_at` raises when that many batches were collated."""
+    torch.manual_seed(0)
+    teacher = tiny_gpt2(attn_implementation="eager")
+    student, count = compress(teacher, KroneckerSpec()), [0]
+
+    def collate(items):
+        count[0] += 1
+        if count[0] == stop_at:
+            raise Stop
+        return fit.lm_collate(items)
+
+    how = {"batch_size": 4, "learning_rate": 1e-3, "epochs": 1, "max_steps": steps, "warmup": 0.06, "weight_decay": 0.01, "schedule": "linear", "optimizer": "adamw_torch_fused", "clip": 1.0}
+    settings = {"training": {**how, **training}, "precision": "fp32", "readings": vars(profiles.Readings())}
+    log, used, seconds = fit.run_trainer(student, fit.TokenRows(ROWS), collate, scratch, settings, 0, Distillation("ilkd"), teacher, hardware)
+    return student, log, used, seconds
+
+
+def test_a_run_of_a_thousand_steps_goes_on_with_the_same_curve(tmp_path):
+    whole, log, used, seconds = run(tmp_path / "whole", 1000)
+    with pytest.raises(Stop):
+        run(tmp_path / "stopped", 1000, stop_at=760)
+    kept = list((tmp_path / "stopped" / "trainer").glob("checkpoint-*"))
+    assert [p.name for p in kept] == ["checkpoint-520"]  # of 500 steps, rounded up to a logged one
+    before = checkpoints.seconds(kept[0])
+    resumed, again, _, spent = run(tmp_path / "stopped", 1000)
+    assert again == log and len(log) == 25 and used["steps"] == 1000 and spent > before > 0 and seconds > 0
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert not (tmp_path / "stopped" / "trainer").exists()
+
+
+def test_a_short_run_writes_no_checkpoint(tmp_path):
+    with pytest.raises(Stop):
+        run(tmp_path, 20, stop_at=19)
+    assert not list(tmp_path.glob("trainer/checkpoint-*"))
+
+
+def test_recomputed_activations_leave_the_losses_as_they_are(tmp_path):
+    """What ILKD captures inside the blocks still carries its gradient."""
+    _, whole, _, _ = run(tmp_path / "whole", 20)
+    student, again, _, _ = run(tmp_path / "again", 20, hardware={"checkpointing": True})
+    assert student.is_gradient_checkpointing
+    assert [line["loss"] for line in again] == pytest.approx([line["loss"] for line in whole], rel=1e-5)
+
+
+def test_micro_batches_leave_the_losses_as_they_are(tmp_path):
+    """The mean of means over equal parts is the mean: float32 rounding alone differs."""
+    _, whole, _, _ = run(tmp_path / "whole", 20)
+    _, parts, _, _ = run(tmp_path / "parts", 20, hardware={"micro_batch": 2})
+    _, again, _, _ = run(tmp_path / "again", 20, hardware={"checkpointing": False, "micro_batch": 4})
+    assert again == whole
+    assert [line["loss"] for line in parts] == pytest.approx([line["loss"] for line in whole], rel=2e-3)  # Trainer rounds what it logs to 4 digits
+
+
+def test_refusals_say_what_to_set(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="hardware.micro_batch 3 does not divide the batch of 4"):
+        run(tmp_path, 2, hardware={"micro_batch": 3})
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(fit.DistillTrainer, "training_step", full)
+    with pytest.raises(MemoryError, match="out of GPU memory with 4 rows at a time: --set hardware.micro_batch=2 keeps the effective batch of 4"):
+        run(tmp_path, 2)
+    with pytest.raises(MemoryError, match="with 1 rows at a time: --set hardware.checkpointing=true"):
+        run(tmp_path, 2, hardware={"micro_batch": 1})
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
+    with pytest.raises(FloatingPointError, match="the loss is not finite at step"):
+        run(tmp_path, 4, learning_rate=1e30)
