@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, __version__
 
 from kn import capture, compress
-from kn.distill.ilkd import ilkd_against
+from kn.distill.ilkd import streaming_ilkd_loss
 from kn.suite.devices import device_name
 from kn.suite.executors import release
 from kn.suite.work.stages import SHORT
@@ -74,7 +74,7 @@ def usual(student, teacher, ids):
 
 
 def ours(student, teacher, ids):
-    return ilkd_against(capture(student, logits=False, input_ids=ids, labels=ids), teacher, ALPHAS, input_ids=ids)[0]
+    return streaming_ilkd_loss(capture(student, logits=False, input_ids=ids, labels=ids), teacher, ALPHAS, input_ids=ids)[0]
 
 
 def plain(student, teacher, ids):

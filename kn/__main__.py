@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["KN_SET"] = "\n".join(options.set)
         measured = timed(profile, store)
         print(launch.describe(plan, store, measured, options.jobs), flush=True)
-        cost.afford(plan, store, measured)
+        cost.check_disk_space(plan, store, measured)
         status = 0
         try:
             launch.run(plan, store, options.jobs, executor=None if slurm is None else executors.Submitit(store.home, slurm))

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from kn.align.gpt2 import prepare
-from kn.kronecker import checks as given
+from kn.kronecker import checks
 from kn.kronecker.layers import KroneckerEmbedding, KroneckerLinear
-from kn.models import model_card as card
-from kn.models.auto import STUDENTS
+from kn.models import model_card
+from kn.models.auto import COMPRESSED_CLASSES
 from kn.models.base import FACTORED, KroneckerModel, is_conv1d
 from kn.models.config import KroneckerSpec
 
@@ -23,24 +23,24 @@ def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibratio
     The output head stays dense, a clone of the teacher's and no longer tied to the embedding, unless spec.head is "tied".
     `calibration`, token ids (sequences, length) of some text, is for init="aligned" (aligned.py). Raises TypeError for other model classes and ValueError for specs the model cannot take.
     """
-    if type(model) not in STUDENTS:
+    if type(model) not in COMPRESSED_CLASSES:
         raise TypeError(f"compress takes a GPT-2 or Llama model (GPT2LMHeadModel, GPT2ForSequenceClassification, LlamaForCausalLM, …), got {type(model).__name__}")
     if not isinstance(spec, KroneckerSpec):
-        raise TypeError(f"spec is {given.show(spec)}: a KroneckerSpec wanted, such as kn.KroneckerSpec(factor=2)")
+        raise TypeError(f"spec is {checks.describe_value(spec)}: a KroneckerSpec wanted, such as kn.KroneckerSpec(factor=2)")
     head = model.get_output_embeddings()
     if spec.head == "tied" and head is not None and head.weight is not model.get_input_embeddings().weight:
         raise ValueError("head 'tied' needs a teacher whose head is its embedding: this one's is a matrix of its own, so take head='dense'")
-    made = card.provenance(model)
+    made = model_card.provenance(model)
     if spec.init == "aligned":
         model = prepare(model, spec, calibration)
-    student = factor(model, spec)
+    student = factorize(model, spec)
     student.config.provenance = made
     return student
 
 
-def factor(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
+def factorize(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
     """The compressed model whose matrices are the Kronecker products nearest to this one's, whatever it was started from: what `compress` ends with. ValueError where its weights do not fit."""
-    student_class = STUDENTS[type(model)]
+    student_class = COMPRESSED_CLASSES[type(model)]
     fields = {k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "architectures", "tie_word_embeddings")}
     config = student_class.config_class(**fields, kronecker=asdict(spec))
     config._attn_implementation = model.config._attn_implementation

@@ -319,8 +319,8 @@ def test_a_layer_is_torch_kron(m, n, b, rank, parts, seed, limits, lead):
     x = torch.randn(*lead, n * b[1], dtype=torch.float64)
     dense = torch.cat([sum(torch.kron(layer.A[p * rank + r], layer.B[p * rank + r]) for r in range(rank)) for p in range(parts)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kn.kronecker.layers.BUILD_LIMIT", limits[0])
-        patch.setattr("kn.kronecker.layers.HAND_LIMIT", limits[1])
+        patch.setattr("kn.kronecker.layers.MATERIALIZE_MAX_NUMEL", limits[0])
+        patch.setattr("kn.kronecker.layers.CUSTOM_BACKWARD_MIN_NUMEL", limits[1])
         assert torch.allclose(layer(x), x @ dense.T + layer.bias, atol=1e-10)  # sums of up to 25 products
 
 

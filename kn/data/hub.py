@@ -50,7 +50,7 @@ class SourceError(Exception):
     """A mirror that cannot be used; the message is one line that says what to do."""
 
 
-def mend(folder: Path) -> str:
+def refetch_hint(folder: Path) -> str:
     """The command that fetches what is missing or damaged."""
     return f"fetch it again with `python -m kn mirror {folder}`"
 
@@ -73,7 +73,7 @@ def manifest(mirror: Path) -> dict:
     except FileNotFoundError:
         raise SourceError(f"{mirror} is no mirror (mirror.json is missing): make one with `python -m kn mirror {mirror}` where there is a network") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise SourceError(f"{path} is damaged: {mend(mirror)}") from None
+        raise SourceError(f"{path} is damaged: {refetch_hint(mirror)}") from None
     for parts in names:
         inside(mirror, *parts)
     return found
@@ -84,7 +84,7 @@ def inside(mirror: Path, *names: str) -> Path:
     try:
         return safe_join(mirror, *names)
     except ValueError as error:
-        raise SourceError(f"{error}: put the file itself there, or {mend(mirror)}") from None
+        raise SourceError(f"{error}: put the file itself there, or {refetch_hint(mirror)}") from None
 
 
 def verify(mirror: Path, items: dict[str, dict]) -> None:
@@ -93,7 +93,7 @@ def verify(mirror: Path, items: dict[str, dict]) -> None:
         for file, digest in entry["files"].items():
             path = inside(mirror, name, file)
             if not path.is_file() or file_sha256(path) != digest:
-                raise SourceError(f"{path} is {'damaged (another content than mirror.json says)' if path.is_file() else 'missing'}: {mend(mirror)}")
+                raise SourceError(f"{path} is {'damaged (another content than mirror.json says)' if path.is_file() else 'missing'}: {refetch_hint(mirror)}")
 
 
 def files_of(mirror: Path, split: str, *folders: str) -> list[Path]:
@@ -104,7 +104,7 @@ def files_of(mirror: Path, split: str, *folders: str) -> list[Path]:
         inside(mirror, path.relative_to(mirror).as_posix())
     if not found:
         there = sorted({p.name.partition("-0")[0] for p in folder.rglob("*.parquet")})
-        raise SourceError(f"{folder} has no split {split!r} (found: {', '.join(there) or 'nothing'}): {mend(mirror)}")
+        raise SourceError(f"{folder} has no split {split!r} (found: {', '.join(there) or 'nothing'}): {refetch_hint(mirror)}")
     return found
 
 

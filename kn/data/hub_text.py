@@ -34,7 +34,7 @@ def digest(items: tuple[str, ...]) -> dict[str, dict]:
     known = sources.manifest(mirror_folder())["items"]
     missing = [name for name in items if name not in known]
     if missing:
-        raise sources.SourceError(f"{missing[0]} is not in the mirror {mirror_folder()}: {sources.mend(mirror_folder())}")
+        raise sources.SourceError(f"{missing[0]} is not in the mirror {mirror_folder()}: {sources.refetch_hint(mirror_folder())}")
     return {name: {"commit": known[name]["commit"], "files": {file: sha for file, (_, sha) in known[name]["files"].items()}} for name in items}
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from kn.data.hub import ITEMS, Item, SourceError, inside, manifest, mend
+from kn.data.hub import ITEMS, Item, SourceError, inside, manifest, refetch_hint
 from kn.files import file_sha256
 
 ROOM = 1.1  # free space wanted, as a multiple of what is to be fetched
@@ -46,14 +46,14 @@ def problems(mirror: Path, deep: bool = True, items: dict[str, Item] = ITEMS) ->
     known, found = manifest(mirror)["items"], []
     for name in items:
         if name not in known:
-            found.append(f"{name} is not in the mirror {mirror}: {mend(mirror)}")
+            found.append(f"{name} is not in the mirror {mirror}: {refetch_hint(mirror)}")
             continue
         for file, (size, digest) in known[name]["files"].items():
             path = mirror / name / file
             if not path.exists():
-                found.append(f"{path} is missing: {mend(mirror)}")
+                found.append(f"{path} is missing: {refetch_hint(mirror)}")
             elif path.stat().st_size != size or deep and file_sha256(path) != digest:
-                found.append(f"{path} is damaged (another content than mirror.json says): {mend(mirror)}")
+                found.append(f"{path} is damaged (another content than mirror.json says): {refetch_hint(mirror)}")
     return found
 
 

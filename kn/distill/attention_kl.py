@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from kn.kronecker import checks as given
+from kn.kronecker import checks
 
 DIRECTIONS = ("student_teacher", "teacher_student")  # KL(S‖T) as eq. 3 prints it, or MiniLM's KL(T‖S)
 REDUCTIONS = ("mean", "sum", "none")
@@ -35,15 +35,15 @@ def attention_kl(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: fl
     Raises TypeError for what is no tensor or number, ValueError for shapes that do not fit and for unknown directions and reductions.
     """
     if direction not in DIRECTIONS:
-        raise ValueError(f"direction {given.show(direction)} is unknown: allowed are {', '.join(DIRECTIONS)}")
+        raise ValueError(f"direction {checks.describe_value(direction)} is unknown: allowed are {', '.join(DIRECTIONS)}")
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction {given.show(reduction)} is unknown: allowed are {', '.join(REDUCTIONS)}")
-    shapes = [tuple(given.floats(name, x).shape) for name, x in (("q_s", q_s), ("k_s", k_s), ("q_t", q_t), ("k_t", k_t))]
+        raise ValueError(f"reduction {checks.describe_value(reduction)} is unknown: allowed are {', '.join(REDUCTIONS)}")
+    shapes = [tuple(checks.require_float_tensor(name, x).shape) for name, x in (("q_s", q_s), ("k_s", k_s), ("q_t", q_t), ("k_t", k_t))]
     for name, scale in (("scale_s", scale_s), ("scale_t", scale_t)):
         if scale is not None:
-            given.number(name, scale)
+            checks.require_nonnegative(name, scale)
     if attention_mask is not None and not isinstance(attention_mask, Tensor):
-        raise TypeError(f"attention_mask is {given.show(attention_mask)}: a tensor (batch, length) wanted")
+        raise TypeError(f"attention_mask is {checks.describe_value(attention_mask)}: a tensor (batch, length) wanted")
     if any(len(shape) != 4 for shape in shapes) or shapes[0] != shapes[1] or shapes[2] != shapes[3] or shapes[0][:3] != shapes[2][:3]:
         raise ValueError(f"q and k must be (batch, heads, length, head size), the first three the same for both models, got {', '.join(map(str, shapes))}")
     batch, heads, length, size = shapes[0]

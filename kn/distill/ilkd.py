@@ -13,8 +13,8 @@ from transformers import Trainer
 from transformers.modeling_outputs import CausalLMOutput
 
 from kn.distill.attention_kl import attention_kl
-from kn.distill.large_vocabulary import logit_kd, next_token_loss
-from kn.kronecker import checks as given
+from kn.distill.large_vocabulary import chunked_cross_entropy, chunked_logit_kd
+from kn.kronecker import checks
 
 HIDDEN_POINTS = ("c_proj", "block")  # output of the second fully connected layer (text of §3.3), or of the block
 
@@ -54,7 +54,7 @@ def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, t
     with watched(model, hidden_point, lambda output: setattr(found, "embedding", output), keep, lambda layer, output: found.hidden.append(output)):
         if not head:
             output = model.transformer(**inputs)
-        elif logits or inputs.get("labels") is None or not fusible(model, inputs["labels"]):
+        elif logits or inputs.get("labels") is None or not should_chunk_logits(model, inputs["labels"]):
             output = (through or model)(**inputs)
         else:
             hook = model.transformer.ln_f.register_forward_hook(lambda _m, _a, output: setattr(found, "last", output))
@@ -62,7 +62,7 @@ def capture(model: nn.Module, hidden_point: str = "c_proj", head: bool = True, t
                 (through or model)(**{k: v for k, v in inputs.items() if k != "labels"}, logits_to_keep=1)
             finally:
                 hook.remove()
-            output = CausalLMOutput(loss=next_token_loss(found.last, model.lm_head.weight, inputs["labels"]))
+            output = CausalLMOutput(loss=chunked_cross_entropy(found.last, model.lm_head.weight, inputs["labels"]))
     if head:
         found.logits, found.loss = output.logits, output.loss
     return found
@@ -76,16 +76,16 @@ def _check_inputs(model: nn.Module, inputs: dict) -> None:
         return
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"input_ids is {given.show(ids)}: a tensor (batch, length) of whole numbers wanted")
+        raise TypeError(f"input_ids is {checks.describe_value(ids)}: a tensor (batch, length) of whole numbers wanted")
     if not 0 < ids.shape[1] <= model.config.n_positions or not len(ids):
-        raise ValueError(f"input_ids is {given.show(ids)}: 1 to {model.config.n_positions} tokens a row wanted")
+        raise ValueError(f"input_ids is {checks.describe_value(ids)}: 1 to {model.config.n_positions} tokens a row wanted")
     if ids.device.type == "cpu" and not 0 <= int(ids.min()) <= int(ids.max()) < model.config.vocab_size:
         raise ValueError(f"input_ids holds {int(ids.min())} to {int(ids.max())}: the model's tokens are 0 to {model.config.vocab_size - 1}")
     mask, labels = inputs.get("attention_mask"), inputs.get("labels")
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
-        raise ValueError(f"attention_mask is {given.show(mask)}: a tensor of input_ids' shape {tuple(ids.shape)} wanted")
+        raise ValueError(f"attention_mask is {checks.describe_value(mask)}: a tensor of input_ids' shape {tuple(ids.shape)} wanted")
     if labels is not None and (not isinstance(labels, Tensor) or labels.shape != (ids.shape if hasattr(model, "lm_head") else ids.shape[:1])):
-        raise ValueError(f"labels is {given.show(labels)}: a tensor {tuple(ids.shape if hasattr(model, 'lm_head') else ids.shape[:1])} wanted")
+        raise ValueError(f"labels is {checks.describe_value(labels)}: a tensor {tuple(ids.shape if hasattr(model, 'lm_head') else ids.shape[:1])} wanted")
 
 
 @contextlib.contextmanager
@@ -120,7 +120,7 @@ def watched(model: nn.Module, hidden_point: str, embedding: Callable, attention:
         raise RuntimeError(f"saw {len(seen)} hidden outputs of {len(blocks)} layers: is gradient checkpointing on?")
 
 
-def fusible(model: nn.Module, labels: Tensor) -> bool:
+def should_chunk_logits(model: nn.Module, labels: Tensor) -> bool:
     """Whether a language model's logits are so many that its losses are better made without them (kn.head)."""
     return hasattr(model, "lm_head") and bool(labels.numel() * model.config.vocab_size > LOGITS)
 
@@ -150,7 +150,7 @@ def ilkd_loss(student: Captured, teacher: Captured, alphas: tuple[float, float, 
     """
     for name, captured in (("student", student), ("teacher", teacher)):
         if not isinstance(captured, Captured):
-            raise TypeError(f"{name} is {given.show(captured)}: what kn.capture returns wanted")
+            raise TypeError(f"{name} is {checks.describe_value(captured)}: what kn.capture returns wanted")
     terms = Terms(student, alphas, attention_mask, direction)
     if not any(alphas):
         raise ValueError("alphas are all 0: there is nothing to learn from, at least one must be positive")
@@ -163,7 +163,7 @@ def ilkd_loss(student: Captured, teacher: Captured, alphas: tuple[float, float, 
     return terms.total()
 
 
-def ilkd_against(student: Captured, teacher: nn.Module, alphas: tuple[float, float, float, float], direction: str = "student_teacher", hidden_point: str = "c_proj",
+def streaming_ilkd_loss(student: Captured, teacher: nn.Module, alphas: tuple[float, float, float, float], direction: str = "student_teacher", hidden_point: str = "c_proj",
                  head: bool = False, **inputs) -> tuple[Tensor, dict[str, Tensor], Tensor]:  # fmt: skip
     """ilkd_loss with the teacher run here, without gradients: what each of its layers gives is compared at once and let go, and the student's hidden state with it.
 
@@ -192,11 +192,11 @@ class Terms:
 
     def __init__(self, student: Captured, alphas: tuple[float, float, float, float], attention_mask: Tensor | None, direction: str):
         if not isinstance(alphas, tuple | list) or len(alphas) != 4:
-            raise ValueError(f"alphas needs four numbers (embedding, attention, hidden, cross-entropy), got {given.show(alphas)}")
+            raise ValueError(f"alphas needs four numbers (embedding, attention, hidden, cross-entropy), got {checks.describe_value(alphas)}")
         for at, alpha in enumerate(alphas):
-            given.number(f"alphas[{at}]", alpha)
+            checks.require_nonnegative(f"alphas[{at}]", alpha)
         if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.shape != student.embedding.shape[:2]):
-            raise ValueError(f"attention_mask is {given.show(attention_mask)}: a tensor {tuple(student.embedding.shape[:2])} wanted")
+            raise ValueError(f"attention_mask is {checks.describe_value(attention_mask)}: a tensor {tuple(student.embedding.shape[:2])} wanted")
         if student.loss is None and alphas[3]:
             raise ValueError("alphas[3] weighs the cross-entropy, but the student saw no labels: pass labels to capture or set it to 0")
         self.student, self.alphas, self.mask, self.direction = student, alphas, attention_mask, direction
@@ -225,8 +225,8 @@ class Terms:
 
 def vanilla_kd_loss(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None = None, temperature: float = 2.0) -> Tensor:
     """Hinton's T²·KL(teacher ‖ student) of softened logits (…, classes), mean over positions (those where `valid`); ValueError for logits of two shapes."""
-    given.number("temperature", temperature, positive=True)
-    if given.floats("student_logits", student_logits).shape != given.floats("teacher_logits", teacher_logits).shape:
+    checks.require_nonnegative("temperature", temperature, positive=True)
+    if checks.require_float_tensor("student_logits", student_logits).shape != checks.require_float_tensor("teacher_logits", teacher_logits).shape:
         raise ValueError(f"logits of one shape wanted: the student's are {tuple(student_logits.shape)}, the teacher's {tuple(teacher_logits.shape)}")
     s = F.log_softmax(_wide(student_logits) / temperature, -1)
     t = F.log_softmax(_wide(teacher_logits) / temperature, -1)
@@ -294,13 +294,13 @@ class DistillTrainer(Trainer):
             loss, terms = (1 - how.kd_weight) * output.loss + how.kd_weight * soft, {"cross_entropy": output.loss, "logits": soft}
         else:
             bare = self.accelerator.unwrap_model(model)
-            chunked = bool(how.logit_term) and not return_outputs and "labels" in inputs and fusible(bare, inputs["labels"])
+            chunked = bool(how.logit_term) and not return_outputs and "labels" in inputs and should_chunk_logits(bare, inputs["labels"])
             output = capture(bare, how.hidden_point, through=model, logits=bool(how.logit_term and not chunked) or return_outputs, **inputs)
             asked = {k: v for k, v in inputs.items() if k != "labels"}
-            loss, terms, target = ilkd_against(output, self.teacher, how.alphas, how.direction, how.hidden_point, bool(how.logit_term and not chunked), **asked)
+            loss, terms, target = streaming_ilkd_loss(output, self.teacher, how.alphas, how.direction, how.hidden_point, bool(how.logit_term and not chunked), **asked)
             if how.logit_term:
                 if chunked:
-                    terms["logits"] = logit_kd(output.last, bare.lm_head.weight, target, self.teacher.lm_head.weight, inputs.get("attention_mask"), how.temperature)
+                    terms["logits"] = chunked_logit_kd(output.last, bare.lm_head.weight, target, self.teacher.lm_head.weight, inputs.get("attention_mask"), how.temperature)
                 else:
                     terms["logits"] = self._logit_kd(output.logits, target, inputs)
                 loss = loss + how.logit_term * terms["logits"]

@@ -1,7 +1,7 @@
 """Losses over a large vocabulary made from the last hidden states, some rows of logits at a time: neither a model's logits nor their gradient stand in memory whole.
 
-    next_token_loss(hidden, weight, labels)                       cross-entropy of each next token
-    logit_kd(hidden, weight, guide, guide_weight, mask, T)        Hinton's T²·KL(teacher ‖ student) of the softened logits
+    chunked_cross_entropy(hidden, weight, labels)                       cross-entropy of each next token
+    chunked_logit_kd(hidden, weight, guide, guide_weight, mask, T)        Hinton's T²·KL(teacher ‖ student) of the softened logits
 
 The gradients are made with the value and kept, not the logits. PyTorch 2.13's own chunked F.linear_cross_entropy does the first of the two,
 but takes rows 16 at a time on a CPU, which doubles the step's time, and makes a second gradient of the head's size in its backward;
@@ -20,7 +20,7 @@ ROWS = 256  # of logits at a time: 51 MB at GPT-2's vocabulary in float32
 IGNORED = -100
 
 
-def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of each next token (labels (b, t), −100 is left out) from the last hidden states (b, t, d) and the head's weight (v, d); float32 (float64 stays)."""
     target = labels[:, 1:].flatten()
     known = target != IGNORED
@@ -37,7 +37,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return _over_rows(hidden[:, :-1].flatten(0, 1), weight, rows)
 
 
-def logit_kd(hidden: Tensor, weight: Tensor, guide: Tensor, guide_weight: Tensor, mask: Tensor | None = None, temperature: float = 2.0) -> Tensor:
+def chunked_logit_kd(hidden: Tensor, weight: Tensor, guide: Tensor, guide_weight: Tensor, mask: Tensor | None = None, temperature: float = 2.0) -> Tensor:
     """T²·KL(teacher ‖ student), mean over positions (those where mask (b, t) is 1), from both models' last hidden states (b, t, d) and heads (v, d); no gradient to the teacher."""
     valid = (torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask).to(hidden.device, _wide(weight))
     share, guide = (valid / valid.sum()).flatten(), guide.detach().flatten(0, 1)

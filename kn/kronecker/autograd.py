@@ -132,11 +132,11 @@ def _apply(function, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Te
     return y.view(*x.shape[:-1], -1)
 
 
-def shared_outputs(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
+def column_factor_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (…, n) → y (…, parts·m·f) for A (parts, m, n), B (parts, f) and bias (parts·m·f); differentiable once."""
     return _apply(_SharedOutputs, x, A, B, bias)
 
 
-def shared_inputs(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
+def row_factor_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (…, m·f) → y (…, out) for A (out, m), B (1, f) and bias (out); differentiable once."""
     return _apply(_SharedInputs, x, A, B, bias)

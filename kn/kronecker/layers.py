@@ -1,7 +1,7 @@
 """Kronecker layers: the nearest Kronecker product, KroneckerLinear and KroneckerEmbedding. Needs torch only.
 
 Notation of the paper, eq. 1: W = A ⊗ B with W (m1·m2, n1·n2), A (m1, n1), B (m2, n2), and y = W x + bias.
-A forward pass builds A ⊗ B only where that was measured to be faster: BUILD_LIMIT. The property `.weight` always
+A forward pass builds A ⊗ B only where that was measured to be faster: MATERIALIZE_MAX_NUMEL. The property `.weight` always
 does, as the dense reference for tests and export.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kn.kronecker import autograd as pairs
-from kn.kronecker import checks as given
+from kn.kronecker import checks
 
 GRAM_LIMIT = 64  # up to this many columns of the rearranged matrix its Gram matrix is cheaper than an SVD
 
@@ -21,17 +21,17 @@ GRAM_LIMIT = 64  # up to this many columns of the rearranged matrix its Gram mat
 # the product saves. Forward and backward in bf16 autocast, one thread, microseconds, A ⊗ B built / two products:
 # 128→512, B 2x1: 432 tokens 1,437 / 3,654, 4,096 tokens 10,127 / 33,632; 512→128, B 1x2: 1,688 / 2,814 and 10,437 / 17,390.
 # 768→3072, B 2x1: 256 tokens 43,968 / 21,252, 1,024 tokens 92,029 / 77,446: never built. Other devices: not measured, never built.
-BUILD_LIMIT = 2**17
+MATERIALIZE_MAX_NUMEL = 2**17
 
 # Up to this many elements of the wide activation autograd's own nodes cost less than fewer passes save. Forward and backward, two
 # threads, times nn.Linear, autograd / by hand (pairs.py): 768→768, 1 row 1.06 / 0.70, 16 rows 1.24 / 0.83, 64 rows 1.23 / 1.06;
 # 768→3072, 64 rows 1.4 / 1.5, 1,024 rows 1.44 / 1.75.
-HAND_LIMIT = 2**16
+CUSTOM_BACKWARD_MIN_NUMEL = 2**16
 
 
 def _factor_shapes(shape: tuple[int, int], b_shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """((m1, n1), (m2, n2)) for a weight of this shape; ValueError where B's shape does not divide it."""
-    (m, n), (m2, n2) = shape, given.shape("b_shape", b_shape)
+    (m, n), (m2, n2) = shape, checks.require_shape("b_shape", b_shape)
     if m % m2 or n % n2:
         raise ValueError(f"B of shape {m2}x{n2} does not divide W of shape {m}x{n}: give b_shape=(m2, n2) with {m} % m2 == 0 and {n} % n2 == 0")
     return (m // m2, n // n2), (m2, n2)
@@ -45,12 +45,12 @@ def nearest_kronecker(W: Tensor, b_shape: tuple[int, int], rank: int = 1, scale:
     entry of B_r with the largest magnitude positive. Raises ValueError where shapes do not divide, the rank is not
     between 1 and min(m1·n1, m2·n2), `scale` is unknown or W is not finite.
     """
-    (m1, n1), (m2, n2) = _factor_shapes(tuple(given.floats("W", W, 2).shape), b_shape)
+    (m1, n1), (m2, n2) = _factor_shapes(tuple(checks.require_float_tensor("W", W, 2).shape), b_shape)
     largest = min(m1 * n1, m2 * n2)
-    if given.whole("rank", rank) > largest:
-        raise ValueError(f"rank {given.show(rank)} is not possible for W {m1 * m2}x{n1 * n2} and B {m2}x{n2}: allowed are 1 to {largest}")
+    if checks.require_positive_int("rank", rank) > largest:
+        raise ValueError(f"rank {checks.describe_value(rank)} is not possible for W {m1 * m2}x{n1 * n2} and B {m2}x{n2}: allowed are 1 to {largest}")
     if scale not in ("sqrt", "unit_b"):
-        raise ValueError(f"scale {given.show(scale)} is unknown: allowed are 'sqrt' and 'unit_b'")
+        raise ValueError(f"scale {checks.describe_value(scale)} is unknown: allowed are 'sqrt' and 'unit_b'")
     if not torch.isfinite(W).all():
         raise ValueError("W holds NaN or infinite values: a Kronecker approximation of it is not defined")
     R = W.detach().double().reshape(m1, m2, n1, n2).permute(0, 2, 1, 3).reshape(m1 * n1, m2 * n2)  # rearranged W
@@ -110,13 +110,13 @@ class KroneckerLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, b_shape: tuple[int, int], rank: int = 1, bias: bool = True, parts: int = 1):
         super().__init__()
-        if given.whole("out_features", out_features) * given.whole("in_features", in_features) > given.LARGEST:
-            raise ValueError(f"a layer of {given.show(in_features)} inputs and {given.show(out_features)} outputs is larger than any memory")
-        if out_features % given.whole("parts", parts):
+        if checks.require_positive_int("out_features", out_features) * checks.require_positive_int("in_features", in_features) > checks.MAX_NUMEL:
+            raise ValueError(f"a layer of {checks.describe_value(in_features)} inputs and {checks.describe_value(out_features)} outputs is larger than any memory")
+        if out_features % checks.require_positive_int("parts", parts):
             raise ValueError(f"out_features {out_features} cannot be split into {parts} equal parts")
         (m1, n1), (m2, n2) = _factor_shapes((out_features // parts, in_features), b_shape)
-        if given.whole("rank", rank) > min(m1 * n1, m2 * n2):
-            raise ValueError(f"rank {given.show(rank)} is not possible with B {m2}x{n2}: allowed are 1 to {min(m1 * n1, m2 * n2)}")
+        if checks.require_positive_int("rank", rank) > min(m1 * n1, m2 * n2):
+            raise ValueError(f"rank {checks.describe_value(rank)} is not possible with B {m2}x{n2}: allowed are 1 to {min(m1 * n1, m2 * n2)}")
         self.in_features, self.out_features, self.rank, self.parts = in_features, out_features, rank, parts
         self.A = nn.Parameter(torch.empty(parts * rank, m1, n1))
         self.B = nn.Parameter(torch.empty(parts * rank, m2, n2))
@@ -163,15 +163,15 @@ class KroneckerLinear(nn.Module):
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x is {tuple(x.shape)}: the layer has {self.in_features} inputs, which is the last size wanted")
         m2, n2 = self.B.shape[1:]
-        if x.device.type == "cpu" and self.in_features * self.out_features <= BUILD_LIMIT:
+        if x.device.type == "cpu" and self.in_features * self.out_features <= MATERIALIZE_MAX_NUMEL:
             factors = self.A.unflatten(0, (self.parts, -1)), self.B.unflatten(0, (self.parts, -1))  # (parts, rank, m1, n1), (parts, rank, m2, n2)
             return nn.functional.linear(x, torch.einsum("prik,prjl->pijkl", *factors).reshape(self.out_features, self.in_features), self.bias)
         wide = x.numel() // self.in_features * max(self.in_features, self.out_features)
-        if self.rank == 1 and wide > HAND_LIMIT and not torch.compiler.is_compiling():  # a compiler fuses the passes itself
+        if self.rank == 1 and wide > CUSTOM_BACKWARD_MIN_NUMEL and not torch.compiler.is_compiling():  # a compiler fuses the passes itself
             if n2 == 1:
-                return pairs.shared_outputs(x, self.A, self.B[..., 0], self.bias)
+                return pairs.column_factor_linear(x, self.A, self.B[..., 0], self.bias)
             if m2 == 1 and self.parts == 1:
-                return pairs.shared_inputs(x, self.A[0], self.B[0], self.bias)
+                return pairs.row_factor_linear(x, self.A[0], self.B[0], self.bias)
         if n2 == 1 and self.rank == 1:  # one product for all parts, then y[m2·i + j] = b_j a_i
             a = nn.functional.linear(x, self.A.flatten(0, 1)).unflatten(-1, (self.parts, -1, 1))  # (…, parts, m1, 1)
             y = (a * self.B.to(a.dtype).view(self.parts, 1, m2)).flatten(-3)
@@ -194,9 +194,9 @@ class KroneckerEmbedding(nn.Module):
 
     def __init__(self, num_embeddings: int, embedding_dim: int, factor: int):
         super().__init__()
-        if given.whole("num_embeddings", num_embeddings) * given.whole("embedding_dim", embedding_dim) > given.LARGEST:
-            raise ValueError(f"a table of {given.show(num_embeddings)} rows of {given.show(embedding_dim)} is larger than any memory")
-        if embedding_dim % given.whole("factor", factor):
+        if checks.require_positive_int("num_embeddings", num_embeddings) * checks.require_positive_int("embedding_dim", embedding_dim) > checks.MAX_NUMEL:
+            raise ValueError(f"a table of {checks.describe_value(num_embeddings)} rows of {checks.describe_value(embedding_dim)} is larger than any memory")
+        if embedding_dim % checks.require_positive_int("factor", factor):
             raise ValueError(f"factor {factor} does not divide embedding_dim {embedding_dim}")
         self.num_embeddings, self.embedding_dim, self.factor = num_embeddings, embedding_dim, factor
         self.A = nn.Parameter(torch.empty(num_embeddings, embedding_dim // factor))

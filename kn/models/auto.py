@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from kn.models import gpt2, llama
 from kn.models.config import KnGPT2Config, KnLlamaConfig
 
-FAMILIES = {KnGPT2Config: gpt2.STUDENTS, KnLlamaConfig: llama.STUDENTS}
-STUDENTS = {stock: student for students in FAMILIES.values() for stock, student in students.items()}
+FAMILIES = {KnGPT2Config: gpt2.COMPRESSED_CLASSES, KnLlamaConfig: llama.COMPRESSED_CLASSES}
+COMPRESSED_CLASSES = {stock: student for students in FAMILIES.values() for stock, student in students.items()}
 
 
 def register() -> None:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kn.kronecker.layers import KroneckerEmbedding, KroneckerHead, KroneckerLinear
-from kn.models import loading as saved
-from kn.models import model_card as card
+from kn.models import loading, model_card
 from kn.models.config import KroneckerSpec
 from kn.models.fold import fold, install_narrow
 
@@ -97,12 +96,12 @@ class KroneckerModel(_Stock):
 
     @classmethod
     def from_pretrained(cls, folder, *args, **kwargs):
-        """As transformers' own, of a folder that saved.check finds plausible, and from safetensors alone unless `use_safetensors=False` is given."""
+        """As transformers' own, of a folder that loading.validate_checkpoint finds plausible, and from safetensors alone unless `use_safetensors=False` is given."""
         whole = isinstance(folder, str | os.PathLike) and os.path.isfile(os.path.join(folder, "config.json")) and not {"subfolder", "gguf_file", "state_dict", "variant"} & set(kwargs)
         if not (whole and kwargs.setdefault("use_safetensors", True)):
             return super().from_pretrained(folder, *args, **kwargs)
-        saved.check(folder)
-        with saved.in_one_line(folder):
+        loading.validate_checkpoint(folder)
+        with loading.one_line_load_errors(folder):
             return super().from_pretrained(folder, *args, **kwargs)
 
     def fold(self):
@@ -129,7 +128,7 @@ class KroneckerModel(_Stock):
         super().save_pretrained(save_directory, *args, **kwargs)
         if tokenizer is not None:
             tokenizer.save_pretrained(save_directory)
-        card.write(self, save_directory, count_parameters(self), evaluation)
+        model_card.write(self, save_directory, count_parameters(self), evaluation)
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -37,4 +37,4 @@ class KnGPT2ForSequenceClassification(_KnGPT2, GPT2ForSequenceClassification):
     dense_class = GPT2ForSequenceClassification
 
 
-STUDENTS = {model.dense_class: model for model in (KnGPT2Model, KnGPT2LMHeadModel, KnGPT2ForSequenceClassification)}
+COMPRESSED_CLASSES = {model.dense_class: model for model in (KnGPT2Model, KnGPT2LMHeadModel, KnGPT2ForSequenceClassification)}

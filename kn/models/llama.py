@@ -165,4 +165,4 @@ class KnLlamaForSequenceClassification(_KnLlama, LlamaForSequenceClassification)
     dense_class = LlamaForSequenceClassification
 
 
-STUDENTS = {model.dense_class: model for model in (KnLlamaModel, KnLlamaForCausalLM, KnLlamaForSequenceClassification)}
+COMPRESSED_CLASSES = {model.dense_class: model for model in (KnLlamaModel, KnLlamaForCausalLM, KnLlamaForSequenceClassification)}

@@ -1,7 +1,7 @@
 """What may be loaded from a folder somebody else wrote: safetensors and JSON of plausible sizes; nothing that runs code or lies elsewhere.
 
 check(folder)         its configuration, looked at before any memory is taken for a model
-in_one_line(folder)   the loaders' errors as one line that names the folder
+one_line_load_errors(folder)   the loaders' errors as one line that names the folder
 tokenizer(folder)     its tokenizer, from JSON alone
 """
 
@@ -40,7 +40,7 @@ def read(path: Path, largest: int = LARGEST) -> dict:
         raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): save the model there again") from None
 
 
-def check(folder: Path | str) -> dict:
+def validate_checkpoint(folder: Path | str) -> dict:
     """The configuration of a saved model, where it and the weights' headers can be believed; ValueError in one line otherwise."""
     folder = Path(folder)
     config = read(folder / "config.json")
@@ -51,7 +51,7 @@ def check(folder: Path | str) -> dict:
     if not isinstance(config.get("model_type"), str):
         raise ValueError(f"{folder / 'config.json'} names no model_type: {folder} is no folder of a saved model")
     for name in weights(folder):
-        with in_one_line(folder), safe_open(folder / name, "pt"):
+        with one_line_load_errors(folder), safe_open(folder / name, "pt"):
             pass
     return config
 
@@ -75,7 +75,7 @@ def weights(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def in_one_line(folder: Path) -> Iterator[None]:
+def one_line_load_errors(folder: Path) -> Iterator[None]:
     """Errors of the loaders, of many kinds, become a ValueError of one line; what the machine lacks (memory, disk) stays as it is."""
     try:
         yield
@@ -90,7 +90,7 @@ def in_one_line(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder} cannot be loaded ({said}): its config.json, its weights and what was asked for must fit one another") from None
 
 
-def tokenizer(folder: Path):
+def load_tokenizer(folder: Path):
     """The tokenizer saved in a folder; never code of that folder. ValueError in one line where there is none."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kn.report.statistics import Values, crossed, interval
+from kn.report.statistics import Values, interval, two_way_interval
 from kn.report.tables import GLUE_ROWS, find, informative
 
 if TYPE_CHECKING:
@@ -34,4 +34,4 @@ def _line(number: int, name: str, by_task: dict[str, Values]) -> list | None:
         return None
     kept = {task: {seed: values[seed] for seed in seeds} for task, values in by_task.items()}
     mean, low, high = interval([sum(values[seed] for values in kept.values()) / len(kept) for seed in seeds])
-    return [number, name, mean, low, high, *crossed(kept)[1:], len(seeds), len(kept)]
+    return [number, name, mean, low, high, *two_way_interval(kept)[1:], len(seeds), len(kept)]

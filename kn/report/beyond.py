@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from kn.report.statistics import Values
-from kn.report.tables import TASKS, Found, Sheet, find, untuned
+from kn.report.tables import TASKS, Found, Sheet, before_finetuning, find
 from kn.suite.plan import BEYOND, SIZES, STARTS, row_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _tasks(records: list[dict]) -> set[str]:
 
 
 def _alignment(sheet: Sheet, records: list[dict]) -> None:
-    teacher = {domain: untuned(records, "teacher", f"perplexity.{domain}.test") for domain in DOMAINS}
+    teacher = {domain: before_finetuning(records, "teacher", f"perplexity.{domain}.test") for domain in DOMAINS}
     alone: dict[str, dict] = next((record["metrics"]["ingredients"] for record in records if record["stage"] == "aligned"), {})
     rows = {"GPT-2 (teacher)": (teacher.get, "teacher", Found()), "SVD start": (_path(records, "svd", 0), row_of("svd", 0), Found())}
     rows |= {f"Aligned: {key}": (lambda domain, key=key: _ingredient(records, key, domain), "", Found()) for key in alone}
@@ -123,7 +123,7 @@ def _alignment_claims(records: list[dict]) -> list[dict]:
     lines = []
     for domain, name in DOMAINS.items():
         path = f"perplexity.{domain}.test"
-        teacher, aligned = untuned(records, "teacher", path).values, started(records, "aligned", 0, path).values
+        teacher, aligned = before_finetuning(records, "teacher", path).values, started(records, "aligned", 0, path).values
         claim = f"Before training, {name}: aligned start at most {GOAL:g} times the teacher's perplexity, ratio"
         lines.append(below(compare(claim, aligned, teacher, None, 1, True), GOAL))
         for share in (share for share in shares_of(records, "aligned") if share in shares_of(records, "svd")):
@@ -182,7 +182,7 @@ def _compression(sheet: Sheet, records: list[dict]) -> None:
         for column, path in (("parameters", size), ("parameters in all", "parameters.total")):
             sheet.add(row, column, find(records, path, "pretrained", model=model).map(lambda value: value / 1e6), "parameters" + " without the output embedding" * (path == size), "M")
         for domain in DOMAINS:
-            sheet.add(row, f"as made, {domain}", untuned(records, model, f"perplexity.{domain}.test"), "test perplexity", "perplexity")
+            sheet.add(row, f"as made, {domain}", before_finetuning(records, model, f"perplexity.{domain}.test"), "test perplexity", "perplexity")
     for method, spec in SIZES:
         row = title(method, spec)
         sheet.add(row, "parameters", sized(records, method, spec, size).map(lambda value: value / 1e6), "parameters without the output embedding", "M")

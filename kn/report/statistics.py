@@ -1,7 +1,7 @@
 """The rules for every interval: 95 %, Student's t, differences paired by seed.
 
     interval(values)    mean and interval over seeds, the tasks being those that they are
-    crossed(values)     mean and interval over tasks and seeds, both taken for drawn: what would hold for other tasks of the kind
+    two_way_interval(values)     mean and interval over tasks and seeds, both taken for drawn: what would hold for other tasks of the kind
     paired(left, right) the two values of every seed that both have
 """
 
@@ -22,7 +22,7 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
     return _around(mean, statistics.variance(differences) / len(differences), len(differences) - 1)
 
 
-def crossed(values: dict[str, Values]) -> tuple[float, float, float]:
+def two_way_interval(values: dict[str, Values]) -> tuple[float, float, float]:
     """Mean and 95 % interval of values by task and seed: two-way random effects without replication, degrees of freedom by Satterthwaite.
 
     The variance of the mean is (MS_task + MS_seed − MS_rest) / (tasks · seeds), and no smaller than either alone gives. One seed leaves the

@@ -242,10 +242,10 @@ def _perplexity(sheet: Sheet, records: list[dict], profile: str) -> None:
         for model, column in MODELS.items():
             sheet.add(row, column, find(records, path, "finetune_lm", model=model), metric, "perplexity")
     for model, column in MODELS.items():
-        sheet.add("Perplexity before this training", column, untuned(records, model), "test perplexity", "perplexity")
+        sheet.add("Perplexity before this training", column, before_finetuning(records, model), "test perplexity", "perplexity")
 
 
-def untuned(records: list[dict], model: str, path: str = "perplexity.wiki.test") -> Found:
+def before_finetuning(records: list[dict], model: str, path: str = "perplexity.wiki.test") -> Found:
     """A value of the "teacher", "baseline" or "student" before it is fine-tuned, by seed."""
     if model == "student":
         return find(records, path, "pretrain", on="web", objective="lm_kd")

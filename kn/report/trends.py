@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kn.paper import number_of, printed
 from kn.report.statistics import interval, paired
-from kn.report.tables import ABLATION, GLUE_ROWS, MODELS, TASKS, ablated, average, find, informative, rounded, untuned
+from kn.report.tables import ABLATION, GLUE_ROWS, MODELS, TASKS, ablated, average, before_finetuning, find, informative, rounded
 
 if TYPE_CHECKING:
     import pandas
@@ -39,7 +39,7 @@ def trends(records: list[dict]) -> pandas.DataFrame:
 
     paper = {number: {(cell.row, cell.column): number_of(cell.value) for cell in printed(number).itertuples()} for number in range(4, 8)}
     four = {model: paper[4]["Perplexity", name] for model, name in MODELS.items()}
-    start, teacher = ablated(records, "none").values, untuned(records, "teacher").values
+    start, teacher = ablated(records, "none").values, before_finetuning(records, "teacher").values
     seven = {key: paper[7][row, "Wikitext-103 (pp.)"] for key, row in ABLATION.items()}
     far = compare(f"SVD start: perplexity at least {FAR_WORSE:g} times the teacher's", start, teacher, seven["none"] / four["teacher"], 1, True)
     if far["n"]:  # nothing is drawn on either side, so the ratio itself decides

@@ -109,7 +109,7 @@ def disk(stage: Stage, timed: dict) -> float:
     return 2 * stage.tokens if stage.kind == "corpus" else 0.0
 
 
-def afford(stages: list[Stage], store: Store, timed: dict) -> None:
+def check_disk_space(stages: list[Stage], store: Store, timed: dict) -> None:
     """CostError if what the missing stages leave on disk does not fit where the store is."""
     need = sum(disk(item, timed) for item in stages if not store.has(item))
     there = next(p for p in (store.home, *store.home.parents) if p.exists())
@@ -125,7 +125,7 @@ def measure(asked: dict) -> dict:
     import torch
     from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-    from kn.models.base import compress
+    from kn.compression import compress
     from kn.models.config import KroneckerSpec
     from kn.suite import training as fit
 

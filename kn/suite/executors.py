@@ -48,12 +48,12 @@ def work(text: str, home: str) -> bool:
     try:
         return Store(home).make(item, ranks.work if ranks.wanted(item) > 1 else WORK[item.kind])
     except Exception as error:
-        raise portable(error) from None
+        raise picklable_error(error) from None
     finally:
         release()
 
 
-def portable(error: Exception) -> Exception:
+def picklable_error(error: Exception) -> Exception:
     """The error as another process can read it, and with advice where memory ran out: torch raises that as a RuntimeError, Python without a word."""
     if "out of GPU memory" not in str(error) and (isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
         return MemoryError("out of memory: run again with --jobs 1, or with --set hardware.micro_batch=1 where one process is too much")

@@ -65,12 +65,12 @@ def short(number: float) -> str:
     return f"{number / unit[0]:.3g} {unit[1]}".strip()
 
 
-def to_make(stages: list[Stage], store: Store) -> dict[str, Stage]:
+def missing_stages(stages: list[Stage], store: Store) -> dict[str, Stage]:
     """What the store lacks, in order, and what of its files these stages would read and find changed."""
     found: dict[str, Stage] = {}
     read: set[str] = set()
     for item in reversed(stages):
-        if not store.has(item) or item.path in read and store.damage(item, deep=True):
+        if not store.has(item) or item.path in read and store.find_corruption(item, deep=True):
             found[item.path] = item
             read.update(need.path for need in item.inputs)
     return dict(reversed(found.items()))
@@ -84,7 +84,7 @@ def one_line(error: BaseException) -> str:
 
 def run(stages: list[Stage], store: Store, jobs: int | None = None, stream=None, executor=None) -> list[str]:
     """Make every stage that the store lacks; returns the paths that ran. StageFailed after the rest is done where one raised."""
-    missing = to_make(stages, store)
+    missing = missing_stages(stages, store)
     for item in stages:
         if item.path not in missing:
             store.tidy(item)

@@ -122,7 +122,7 @@ class Store:
         """Where the stage's result lies, whether it exists or not."""
         return self.home / stage.path
 
-    def damage(self, stage: Stage, deep: bool = False) -> str | None:
+    def find_corruption(self, stage: Stage, deep: bool = False) -> str | None:
         """None for an intact result, else what is wrong; sizes and metrics.json are always checked, all contents if `deep`."""
         folder = self.folder(stage)
         try:
@@ -153,11 +153,11 @@ class Store:
 
     def has(self, stage: Stage) -> bool:
         """Whether an intact result is there."""
-        return self.damage(stage) is None
+        return self.find_corruption(stage) is None
 
     def metrics(self, stage: Stage) -> dict:
         """The stage's metrics.json; StoreError where there is no intact one."""
-        wrong = self.damage(stage)
+        wrong = self.find_corruption(stage)
         if wrong:
             raise StoreError(f"{stage.path}: {wrong}; run ./run_all.sh to make it again")
         return json.loads((self.folder(stage) / "metrics.json").read_text())
@@ -184,10 +184,10 @@ class Store:
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(final.with_name(final.name + ".lock")):  # makes the temporary folder ours: what lies there is a dead run's
-                if self.damage(stage, deep=True) is None:
+                if self.find_corruption(stage, deep=True) is None:
                     return False
                 for need in stage.inputs:
-                    if wrong := self.damage(need, deep=True):
+                    if wrong := self.find_corruption(need, deep=True):
                         raise StoreError(f"{stage.path} needs {need.path}: {wrong}; run ./run_all.sh to make it again")
                 for rubbish in (final, temporary):
                     shutil.rmtree(rubbish, ignore_errors=True)

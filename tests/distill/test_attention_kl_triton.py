@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from test_attention import MASKS, inputs, naive
+from test_attention_kl import MASKS, inputs, naive
 
 from kn.distill import attention_kl as attention
 

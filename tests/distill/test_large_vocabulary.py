@@ -10,7 +10,7 @@ from kn import DistillTrainer, compress
 from kn.distill import ilkd as distill
 from kn.distill import large_vocabulary as head
 from kn.distill.ilkd import Distillation, vanilla_kd_loss
-from kn.distill.large_vocabulary import logit_kd, next_token_loss
+from kn.distill.large_vocabulary import chunked_cross_entropy, chunked_logit_kd
 
 EXACT = 1e-12  # float64 against float64
 ROUNDED = 2**-7  # bfloat16 logits and slopes are off by 2^-9 each, their products by some of those
@@ -44,7 +44,7 @@ def same(found, wanted, given, close=EXACT):
 def test_next_token_loss(monkeypatch, rows, ignored):
     monkeypatch.setattr(head, "ROWS", rows)
     given = made((B, T, D), (V, D))
-    same(next_token_loss(*given, labels(ignored)), whole(*given, labels(ignored)), given)
+    same(chunked_cross_entropy(*given, labels(ignored)), whole(*given, labels(ignored)), given)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 21, 256], ids=lambda rows: f"{rows} rows at a time")
@@ -53,7 +53,7 @@ def test_next_token_loss(monkeypatch, rows, ignored):
 def test_logit_kd(monkeypatch, rows, mask, temperature):
     monkeypatch.setattr(head, "ROWS", rows)
     hidden, weight, guide, guide_weight = made((B, T, D), (V, D), (B, T, G), (V, G))
-    found = logit_kd(hidden, weight, guide, guide_weight, mask, temperature)
+    found = chunked_logit_kd(hidden, weight, guide, guide_weight, mask, temperature)
     wanted = vanilla_kd_loss(hidden @ weight.T, guide @ guide_weight.T, None if mask is None else mask.float(), temperature)
     with pytest.raises(RuntimeError, match="not have been used in the graph"):
         torch.autograd.grad(found, guide, retain_graph=True)  # the teacher is fixed
@@ -62,23 +62,23 @@ def test_logit_kd(monkeypatch, rows, mask, temperature):
 
 def test_only_where_asked():
     hidden, weight = made((B, T, D), (V, D))
-    next_token_loss(hidden, weight.detach(), labels()).backward()
+    chunked_cross_entropy(hidden, weight.detach(), labels()).backward()
     assert hidden.grad is not None and weight.grad is None
-    next_token_loss(hidden.detach(), weight, labels()).backward()
+    chunked_cross_entropy(hidden.detach(), weight, labels()).backward()
     assert weight.grad is not None
     with torch.no_grad():
-        assert not next_token_loss(hidden, weight, labels()).requires_grad
+        assert not chunked_cross_entropy(hidden, weight, labels()).requires_grad
 
 
 def test_nothing_left_is_not_a_number():
     """As in PyTorch."""
     given = made((B, T, D), (V, D))
     nothing = torch.full((B, T), head.IGNORED)
-    assert next_token_loss(*given, nothing).isnan() and whole(*given, nothing).isnan()
+    assert chunked_cross_entropy(*given, nothing).isnan() and whole(*given, nothing).isnan()
 
 
 def test_going_back_twice_says_why_not():
-    for loss in (next_token_loss(*made((B, T, D), (V, D)), labels()), logit_kd(*made((B, T, D), (V, D), (B, T, G), (V, G)))):
+    for loss in (chunked_cross_entropy(*made((B, T, D), (V, D)), labels()), chunked_logit_kd(*made((B, T, D), (V, D), (B, T, G), (V, G)))):
         loss.backward(retain_graph=True)
         with pytest.raises(RuntimeError, match="^this loss was gone back through already: its gradients are made once and given away$"):
             loss.backward()
@@ -88,7 +88,7 @@ def test_autocast_takes_bfloat16_products_and_float32_sums():
     given = made((B, T, D), (V, D), dtype=torch.float32)
     teacher = [x.detach() for x in made((B, T, G), (V, G), seed=2, dtype=torch.float32)]
     rounded = [x.detach().bfloat16().float().requires_grad_() for x in given]
-    losses = (lambda h, w: next_token_loss(h, w, labels())), (lambda h, w: logit_kd(h, w, *teacher, MASK))
+    losses = (lambda h, w: chunked_cross_entropy(h, w, labels())), (lambda h, w: chunked_logit_kd(h, w, *teacher, MASK))
     wholes = (lambda h, w: whole(h, w, labels())), (lambda h, w: vanilla_kd_loss(h @ w.T, teacher[0] @ teacher[1].T, MASK.float()))
     for loss, exact in zip(losses, wholes, strict=True):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -99,7 +99,7 @@ def test_autocast_takes_bfloat16_products_and_float32_sums():
             assert a.dtype == torch.float32 and (a - b).norm() <= ROUNDED * b.norm()
 
 
-@pytest.mark.parametrize("which", ["next_token_loss", "logit_kd"])
+@pytest.mark.parametrize("which", ["chunked_cross_entropy", "chunked_logit_kd"])
 def test_logits_never_stand_whole(which):
     """The largest tensor of a step does not grow with the tokens; that of the whole logits' way does, so the test can fail."""
     found = {}
@@ -107,9 +107,9 @@ def test_logits_never_stand_whole(which):
         hidden, weight = made((1, tokens, 4), (300, 4), dtype=torch.float32)
         target, guide = torch.zeros(1, tokens, dtype=torch.long), (hidden.detach() + 1, weight.detach())
         with largest_tensor() as seen:
-            (next_token_loss(hidden, weight, target) if which == "next_token_loss" else logit_kd(hidden, weight, *guide)).backward()
+            (chunked_cross_entropy(hidden, weight, target) if which == "chunked_cross_entropy" else chunked_logit_kd(hidden, weight, *guide)).backward()
         with largest_tensor() as all_of_them:
-            (whole(hidden, weight, target) if which == "next_token_loss" else vanilla_kd_loss(hidden @ weight.T, guide[0] @ guide[1].T)).backward()
+            (whole(hidden, weight, target) if which == "chunked_cross_entropy" else vanilla_kd_loss(hidden @ weight.T, guide[0] @ guide[1].T)).backward()
         found[tokens] = seen[0], all_of_them[0]
     assert found[1024][0] == found[4096][0] == head.ROWS * 300
     assert found[4096][1] >= 4096 * 300
@@ -148,7 +148,7 @@ def test_the_trainers_chunked_step_makes_no_logits(tmp_path, monkeypatch):
     student = compress(teacher).train()
     trainer = DistillTrainer(model=student, args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True), distillation=Distillation("ilkd", logit_term=1.0), teacher=teacher)
     called = []
-    monkeypatch.setattr(distill, "logit_kd", lambda *given: called.append(given) or logit_kd(*given))
+    monkeypatch.setattr(distill, "chunked_logit_kd", lambda *given: called.append(given) or chunked_logit_kd(*given))
     ids = torch.ones(1, 6, dtype=torch.long)
     trainer.compute_loss(student, {"input_ids": ids, "labels": ids})
     assert len(called) == 1 and called[0][0].shape == (1, 6, 8)

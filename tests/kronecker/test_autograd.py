@@ -13,8 +13,8 @@ CASES = [(12, 24, (2, 1), 1), (12, 24, (4, 1), 1), (12, 36, (3, 1), 3), (24, 12,
 
 
 def by_hand(monkeypatch, hand=True):
-    monkeypatch.setattr(kronecker, "BUILD_LIMIT", 0)
-    monkeypatch.setattr(kronecker, "HAND_LIMIT", 0 if hand else 2**60)
+    monkeypatch.setattr(kronecker, "MATERIALIZE_MAX_NUMEL", 0)
+    monkeypatch.setattr(kronecker, "CUSTOM_BACKWARD_MIN_NUMEL", 0 if hand else 2**60)
 
 
 def made(n, m, b_shape, parts, bias=True, dtype=torch.float64):
@@ -115,7 +115,7 @@ def test_a_second_derivative_is_refused(monkeypatch):
 
 
 def test_by_hand_and_by_autograd_agree(monkeypatch):
-    """The two sides of HAND_LIMIT."""
+    """The two sides of CUSTOM_BACKWARD_MIN_NUMEL."""
     layer, x, grad = made(*CASES[2]), torch.randn(50, 12, dtype=torch.float64), torch.randn(50, 36, dtype=torch.float64)
     found, names = [], []
     for hand in (True, False):

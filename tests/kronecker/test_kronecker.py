@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from kn import KroneckerEmbedding, KroneckerLinear, nearest_kronecker
-from kn.kronecker.layers import BUILD_LIMIT, kronecker_apply, kronecker_sum
+from kn.kronecker.layers import MATERIALIZE_MAX_NUMEL, kronecker_apply, kronecker_sum
 
 EXACT = 1e-11  # float64 rounding of sums of a few hundred products of order one
 
@@ -91,7 +91,7 @@ def test_apply_equals_the_dense_product(shape, b_shape, rank, lead):
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize(("b_shape", "rank"), [((2, 1), 1), ((2, 1), 2), ((1, 2), 1), ((1, 2), 2), ((2, 2), 3)])
 def test_layer_forward_and_gradients(monkeypatch, b_shape, rank, parts, built):
-    monkeypatch.setattr("kn.kronecker.layers.BUILD_LIMIT", 1000 if built else 0)
+    monkeypatch.setattr("kn.kronecker.layers.MATERIALIZE_MAX_NUMEL", 1000 if built else 0)
     torch.manual_seed(3)
     layer = KroneckerLinear(4, 6 * parts, b_shape, rank, parts=parts).double()
     nn.init.normal_(layer.bias)
@@ -120,9 +120,9 @@ def test_from_linear_and_conv1d_agree(parts):
 
 @pytest.mark.parametrize(("b_shape", "parts"), [((2, 1), 3), ((1, 2), 1)])
 def test_forward_does_not_build_the_dense_weight_above_the_limit(b_shape, parts):
-    """The products of a layer above BUILD_LIMIT are those of A alone: half of the dense layer's; at the limit they are the dense ones."""
+    """The products of a layer above MATERIALIZE_MAX_NUMEL are those of A alone: half of the dense layer's; at the limit they are the dense ones."""
     tokens, n = 5, 512
-    for m, share in ((BUILD_LIMIT // n // 6 * 6 + 6, 2), (BUILD_LIMIT // n // 6 * 6, 1)):
+    for m, share in ((MATERIALIZE_MAX_NUMEL // n // 6 * 6 + 6, 2), (MATERIALIZE_MAX_NUMEL // n // 6 * 6, 1)):
         layer = KroneckerLinear(n, m, b_shape, parts=parts)
         with FlopCounterMode(display=False) as counter:
             layer(torch.randn(tokens, n))

@@ -24,8 +24,8 @@ def student(dtype=None, **fields):
 @pytest.fixture
 def by_hand(monkeypatch):
     """Tiny layers take the way of large ones."""
-    monkeypatch.setattr(kronecker, "BUILD_LIMIT", 0)
-    monkeypatch.setattr(kronecker, "HAND_LIMIT", 0)
+    monkeypatch.setattr(kronecker, "MATERIALIZE_MAX_NUMEL", 0)
+    monkeypatch.setattr(kronecker, "CUSTOM_BACKWARD_MIN_NUMEL", 0)
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["compressed", "folded"])

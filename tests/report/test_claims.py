@@ -13,6 +13,7 @@ from kn.paper import claims as listed
 from kn.paper import printed, value_of
 from kn.report import claims, identities
 from kn.report import write as report
+from kn.report.tables import TASKS
 
 DATA = {name: f"reports/mini/{name}.csv" for name in ("claims", "seeds")}
 
@@ -123,7 +124,7 @@ def recomputed(ledger, seeds):
         cells.setdefault((line.table, line.row, line.column), {})[None if pandas.isna(line.seed) else int(line.seed)] = line.value
         if line.verdict == "uninformative":
             dull.add((line.table, line.column))
-    tasks = {table: [name for name in report.TASKS.values() if (table, name) not in dull] for table in ("5", "6")}
+    tasks = {table: [name for name in TASKS.values() if (table, name) not in dull] for table in ("5", "6")}
     same = 0
     for claim in ledger.itertuples():
         if claim.ours == "not run" or (found := again(claim, cells, tasks)) is None:

@@ -8,10 +8,9 @@ from scipy import stats
 from test_report import make
 
 from kn.report import readings as effects
-from kn.suite import readings
 from kn.report.statistics import interval
 from kn.suite import plan as kinds
-from kn.suite import profiles
+from kn.suite import profiles, readings
 from kn.suite import run as stages
 
 TASKS = kinds.TASKS

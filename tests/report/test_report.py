@@ -13,9 +13,12 @@ from scipy import stats
 from kn.paper import printed, value_of
 from kn.report import tables
 from kn.report import write as report
+from kn.report.statistics import interval
+from kn.report.tables import TASKS
+from kn.report.trends import compare
 
 HOSTILE = '<script>alert("x")</script>&'
-OFFSETS = dict(zip(report.TASKS, range(7), strict=True))  # one task is a point harder than the one before
+OFFSETS = dict(zip(TASKS, range(7), strict=True))  # one task is a point harder than the one before
 SEED_NOISE = [0.0, 0.4, -0.2, 0.1, 0.3]
 
 
@@ -47,7 +50,7 @@ def make(seeds=3, baseline=60.0, student=62.0, ilkd=64.0, hard_task=None, lead=1
     factors["parameters"] = {"total": 122504906, "without_head": 83907530}
     built = {"GPT-2 Small": shape, "DistilGPT2": shape, "KnGPT2": factors}
     records = [stage("shapes", {}, {"paper_size": built, "mini_size": built}), stage("corpus", {}, {"fingerprint": HOSTILE})]
-    records.append(stage("twins", {}, {task: {"majority": {"headline": 66.0 - lead if task != hard_task else 68.0}, "word_list": {"headline": 51.0}} for task in report.TASKS}))
+    records.append(stage("twins", {}, {task: {"majority": {"headline": 66.0 - lead if task != hard_task else 68.0}, "word_list": {"headline": 51.0}} for task in TASKS}))
     size = {"parameters": {"total": 2_000_000, "without_head": 1_500_000}, "bytes": 4_000_000}
     log = [{"step": step, "tokens": step * 8, "loss": 9 / step, "valid_perplexity": 90 / step} for step in (1, 2, 3)]
     for model, value in (("teacher", 30.0), ("baseline", 40.0)):
@@ -75,7 +78,7 @@ def make(seeds=3, baseline=60.0, student=62.0, ilkd=64.0, hard_task=None, lead=1
         for objective, f1 in (("none", 50.0), ("lm", 60.0), ("kd", 61.0), ("lm_kd", 62.0)):
             score = {"headline": f1, "f1": f1 + noise}
             records.append(stage("finetune_glue", {"row": f"ablation_{objective}", "task": "mnli", "seed": seed}, {"hyper": hyper, "dev": score, "test": score}))
-        for task in report.TASKS:
+        for task in TASKS:
             for kind in ("random", "first_sentence", "second_sentence"):
                 records.append(stage("twin_check", {"task": task, "kind": kind, "seed": seed}, {"dev": {"headline": 40.0 + (kind == "second_sentence")}}))
     return records
@@ -157,7 +160,7 @@ def test_averages_and_uninformative_task():
     assert line(frame, "KnGPT2 + ILKD", "Average")["ours"] == pytest.approx(64 - 3)
     expected = statistics.mean(64 - OFFSETS[task] for task in known)
     assert line(frame, "KnGPT2 + ILKD", "Average (informative)")["ours"] == pytest.approx(expected)
-    paper = statistics.mean(float(line(printed(5), "KnGPT2 + ILKD", report.TASKS[task])["value"]) for task in known)
+    paper = statistics.mean(float(line(printed(5), "KnGPT2 + ILKD", TASKS[task])["value"]) for task in known)
     assert line(frame, "KnGPT2 + ILKD", "Average (informative)")["paper"] == pytest.approx(paper, abs=0.005)
     assert report.average(records, "student", "dev") == pytest.approx({0: 59.0, 1: 59.4})
 
@@ -194,23 +197,23 @@ def test_ablation():
 def test_interval_is_the_paired_t_interval():
     left, right = [3.0, 4.5, 5.2, 4.1], [2.5, 4.6, 4.1, 3.0]
     expected = stats.ttest_rel(left, right).confidence_interval(0.95)
-    mean, low, high = report.interval([a - b for a, b in zip(left, right, strict=True)])
+    mean, low, high = interval([a - b for a, b in zip(left, right, strict=True)])
     assert (low, high) == pytest.approx((expected.low, expected.high)) and mean == pytest.approx(0.65)
 
 
 @pytest.mark.parametrize(("left", "expected"), [([3.0, 4.0, 5.1], "held"), ([1.0, 2.0, 3.1], "not held"), ([1.0, 4.0, 4.1], "undecided"), ([9.0], "one seed: undecided")])
 def test_verdicts(left, expected):
     right = [2.0, 3.1, 4.0][: len(left)]
-    found = report.compare("a claim", dict(enumerate(left)), dict(enumerate(right)), 1.0, 1, False)
+    found = compare("a claim", dict(enumerate(left)), dict(enumerate(right)), 1.0, 1, False)
     assert found["verdict"] == expected and found["n"] == len(left)
     assert found["ours"] == pytest.approx(statistics.mean(left) - statistics.mean(right), rel=1e-5)
-    mirrored = report.compare("a claim", dict(enumerate(right)), dict(enumerate(left)), 1.0, -1, False)
+    mirrored = compare("a claim", dict(enumerate(right)), dict(enumerate(left)), 1.0, -1, False)
     assert mirrored["verdict"] == expected
 
 
 def test_ratio_is_compared_by_logarithms_and_pairs_by_seed():
     left, right = {0: 10.0, 1: 22.0, 7: 5.0}, {1: 44.0, 0: 21.0, 2: 1.0}
-    found = report.compare("a claim", left, right, None, -1, True)
+    found = compare("a claim", left, right, None, -1, True)
     expected = stats.ttest_rel([math.log(10), math.log(22)], [math.log(21), math.log(44)]).confidence_interval(0.95)
     assert found["n"] == 2 and found["verdict"] == "held"
     assert (found["low"], found["high"]) == pytest.approx((math.exp(expected.low), math.exp(expected.high)), rel=1e-5)

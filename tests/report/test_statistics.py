@@ -6,7 +6,7 @@ import numpy
 import pytest
 from scipy import stats
 
-from kn.report.statistics import crossed, interval, paired
+from kn.report.statistics import interval, paired, two_way_interval
 
 
 def drawn(generator, tasks=7, seeds=5, task_sd=2.0, seed_sd=1.0, rest_sd=1.0):
@@ -24,8 +24,8 @@ def test_interval_is_students():
 
 def test_crossed_is_interval_where_one_of_the_two_is_alone():
     seeds = dict(enumerate([1.0, 2.0, 4.0]))
-    assert crossed({"a": seeds}) == interval(list(seeds.values()))
-    assert crossed({"a": {0: 1.0}, "b": {0: 2.0}, "c": {0: 4.0}}) == interval([1.0, 2.0, 4.0])
+    assert two_way_interval({"a": seeds}) == interval(list(seeds.values()))
+    assert two_way_interval({"a": {0: 1.0}, "b": {0: 2.0}, "c": {0: 4.0}}) == interval([1.0, 2.0, 4.0])
 
 
 def test_crossed_against_the_sums_of_squares_of_a_two_way_table():
@@ -39,13 +39,13 @@ def test_crossed_against_the_sums_of_squares_of_a_two_way_table():
     assert spread > max(by_task, by_seed)  # the case in which nothing is cut off
     freedom = spread**2 / (by_task**2 / (tasks - 1) + by_seed**2 / (seeds - 1) + rest**2 / ((tasks - 1) * (seeds - 1)))
     half = stats.t.ppf(0.975, freedom) * math.sqrt(spread / table.size)
-    assert crossed(values) == pytest.approx((mean, mean - half, mean + half))
+    assert two_way_interval(values) == pytest.approx((mean, mean - half, mean + half))
 
 
 @pytest.mark.parametrize(("task_sd", "seed_sd"), [(2.0, 1.0), (0.0, 1.0), (2.0, 0.0), (0.0, 0.0)])
 def test_crossed_holds_the_truth_about_as_often_as_it_says(task_sd, seed_sd):
     generator, tries = numpy.random.default_rng(1), 1500
-    held = sum(low <= 0 <= high for _, low, high in (crossed(drawn(generator, task_sd=task_sd, seed_sd=seed_sd)) for _ in range(tries)))
+    held = sum(low <= 0 <= high for _, low, high in (two_way_interval(drawn(generator, task_sd=task_sd, seed_sd=seed_sd)) for _ in range(tries)))
     assert 0.93 <= held / tries <= 1.0  # 95 % less 3.5 standard errors of 1,500 tries; more where an effect is absent and its mean square is counted all the same
 
 
@@ -57,7 +57,7 @@ def test_an_interval_over_seeds_alone_misses_other_tasks():
 
 def test_crossed_wants_the_same_seeds():
     with pytest.raises(ValueError, match=r"tasks must have the same seeds: \{'a': \[0, 1\], 'b': \[0\]\}"):
-        crossed({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0}})
+        two_way_interval({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0}})
 
 
 def test_paired_sets_what_is_not_drawn_beside_every_seed():

@@ -13,9 +13,8 @@ from conftest import ROOT, known_speed
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
-from kn.suite import readings
 from kn.suite import plan as kinds
-from kn.suite import profiles
+from kn.suite import profiles, readings
 from kn.suite import run as stages
 from kn.suite.store import Store
 from kn.suite.work.stages import load_model, perplexities

@@ -52,10 +52,10 @@ def test_the_plan_says_what_it_costs(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_runs(tmp_path, monkeypatch):
-    cost.afford(PLAN, Store(tmp_path), {**TIMED, "bytes": dict.fromkeys(TIMED["bytes"], 0)})
+    cost.check_disk_space(PLAN, Store(tmp_path), {**TIMED, "bytes": dict.fromkeys(TIMED["bytes"], 0)})
     monkeypatch.setattr(cost.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5e9}))
     with pytest.raises(cost.CostError, match=r"^8\.8 GB will be written to .*, 5.0 GB are free there: make room, or choose another folder with KN_HOME=…$"):
-        cost.afford(PLAN, Store(tmp_path), TIMED)
+        cost.check_disk_space(PLAN, Store(tmp_path), TIMED)
 
 
 def test_a_timing_run_is_made_once(tmp_path):

@@ -70,7 +70,7 @@ def begun(tmp_path_factory):
             patch.setenv(name, "")
         patch.setattr(command, "timed", lambda *_: TIMED)
         patch.setattr(command.doctor, "examine", lambda *_: [("ok", "all is well")])
-        patch.setattr(cost, "afford", lambda *_: None)
+        patch.setattr(cost, "check_disk_space", lambda *_: None)
         patch.setattr(command.launch, "run", lambda *_, **__: found.append("stages"))
         patch.setattr(command.notebooks, "run_all", lambda *_: 0)
         patch.setattr(command.corpora, "build", lambda *_, **__: found.append("corpus") or {})

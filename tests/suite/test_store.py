@@ -52,11 +52,11 @@ def test_damage_is_found_and_redone(tmp_path, damage):
         manifest.write_text(manifest.read_text()[:-20])
     else:
         metrics.write_text(metrics.read_text().replace("1.5", "9.5"))
-    assert store.damage(item, deep=True)
+    assert store.find_corruption(item, deep=True)
     if damage != "flip":  # a flipped byte in a large file is seen when the stage is made or used, not at every look
         with pytest.raises(StoreError, match=r"run ./run_all.sh to make it again"):
             store.metrics(item)
-    assert store.make(item, work) is True and store.metrics(item) == {"value": 1.5} and store.damage(item, deep=True) is None
+    assert store.make(item, work) is True and store.metrics(item) == {"value": 1.5} and store.find_corruption(item, deep=True) is None
 
 
 def test_a_failing_stage_leaves_nothing(tmp_path):

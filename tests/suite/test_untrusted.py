@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from kn import KnGPT2LMHeadModel, compress
-from kn.models import loading as saved
+from kn.models import loading
 from kn.suite import plan as kinds
 from kn.suite.work.stages import load_model
 
@@ -190,28 +190,28 @@ def test_missing_and_misshapen_weights(model):
 def test_weight_maps_stay_in_their_folder(model, name):
     (model / "model.safetensors").rename(model.parent / "secret.safetensors")
     (model / "part.bin").write_text("x")
-    (model / saved.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"transformer.wte.weight": name}}))
+    (model / loading.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"transformer.wte.weight": name}}))
     for load in loaders(model):
-        refused(load, saved.INDEX)
+        refused(load, loading.INDEX)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"model_type": 3}', "{}", '{"x": "' + "y" * 2**21 + '"}', "\ud800"], ids=lambda c: c[:12])
 def test_a_configuration_that_is_none(model, content):
     (model / "config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     refused(lambda: load_model(model), "config.json")
-    refused(lambda: saved.check(model.parent / "nowhere"), "config.json is missing: ", "is no folder of a saved model")
+    refused(lambda: loading.validate_checkpoint(model.parent / "nowhere"), "config.json is missing: ", "is no folder of a saved model")
 
 
 def test_tokenizers_run_no_code(tmp_path):
     mark, folder = tmp_path / "ran", tmp_path / "tokenizer"
     shutil.copytree(kinds.ASSETS / "mini" / "tokenizer", folder)
-    assert saved.tokenizer(folder).eos_token_id == 0
+    assert loading.load_tokenizer(folder).eos_token_id == 0
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}))
-    refused(lambda: saved.tokenizer(folder), "asks for code of its own (auto_map), which is not run: save the tokenizer as a plain one")
+    refused(lambda: loading.load_tokenizer(folder), "asks for code of its own (auto_map), which is not run: save the tokenizer as a plain one")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     for content in ("", "[]", "[" * 100_000, '{"version": "1.0", "model": {"type": "Evil"}}'):
         (folder / "tokenizer.json").write_text(content)
-        refused(lambda: saved.tokenizer(folder), str(folder))
+        refused(lambda: loading.load_tokenizer(folder), str(folder))
     assert not mark.exists()

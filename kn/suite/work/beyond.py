@@ -13,7 +13,8 @@ from transformers import set_seed
 
 from kn.align import gpt2 as aligned
 from kn.align import low_rank as lowrank
-from kn.models.base import compress, count_parameters, factor
+from kn.compression import compress, factorize
+from kn.models.base import count_parameters
 from kn.models.config import KroneckerSpec
 from kn.suite.devices import device_name
 from kn.suite.store import Stage, Store
@@ -36,7 +37,7 @@ def calibration(rows: dict[str, torch.Tensor], count: int, seed: int) -> torch.T
 def with_equivalent(model, spec: KroneckerSpec, ids: torch.Tensor):
     """(the equivalent teacher, the aligned start)."""
     same, dense = aligned.pair(model, spec, ids)
-    return same, factor(dense, spec)
+    return same, factorize(dense, spec)
 
 
 def aligned_start(stage: Stage, folder: Path, store: Store) -> dict:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, logging, set_seed
 
+from kn.compression import compress
 from kn.data import documentation as corpora
 from kn.data import glue
 from kn.data import glue_baselines as shortcuts
@@ -20,8 +21,8 @@ from kn.data import hub as sources
 from kn.data import hub_text as real
 from kn.distill.ilkd import Distillation
 from kn.files import ASSETS
-from kn.models import loading as saved
-from kn.models.base import compress, count_parameters
+from kn.models import loading
+from kn.models.base import count_parameters
 from kn.models.config import KnGPT2Config, KroneckerSpec
 from kn.models.gpt2 import KnGPT2ForSequenceClassification, KnGPT2LMHeadModel
 from kn.suite import evaluate, profiles
@@ -55,7 +56,7 @@ def tasks_of(stage: Stage) -> Stage:
 
 def load_model(folder: Path, task: str = "lm", labels: int = 0):
     """A saved GPT-2 or KnGPT2 as language model or, with a fresh head of `labels` outputs, as classifier; ValueError where weights are missing."""
-    config = saved.check(folder)
+    config = loading.validate_checkpoint(folder)
     compressed = config["model_type"] == "kngpt2"
     classes = (KnGPT2LMHeadModel, KnGPT2ForSequenceClassification) if compressed else (GPT2LMHeadModel, GPT2ForSequenceClassification)
     extra: dict[str, Any] = {"num_labels": labels} if task == "glue" else {}
@@ -63,7 +64,7 @@ def load_model(folder: Path, task: str = "lm", labels: int = 0):
         extra["activation_function"] = "gelu_pytorch_tanh"  # the same function as one operation: faster, and keeps one tensor for the backward pass instead of seven
     attention = "sdpa" if torch.cuda.is_available() or config.get("n_positions", 1024) > SHORT else "eager"
     asked = {"attn_implementation": attention, "local_files_only": True, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    with saved.in_one_line(folder):
+    with loading.one_line_load_errors(folder):
         model, found = classes[task == "glue"].from_pretrained(folder, **asked, **extra)
     if missing := sorted(name for name in found["missing_keys"] if not (task == "glue" and name == "score.weight")):
         raise ValueError(f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: save the whole model there again")
@@ -79,8 +80,8 @@ def rows_of(store: Store, stage: Stage) -> dict[str, torch.Tensor]:
 def tokenizer_of(settings: dict, corpus: Path | None = None):
     """GPT-2's own from the mirror, the committed one, or the one that the corpus stage trained in its folder."""
     if "mirror" in settings:
-        return saved.tokenizer(real.mirror_folder() / "gpt2")
-    return saved.tokenizer((ASSETS / settings["assets"] if settings["assets"] else corpus) / "tokenizer")
+        return loading.load_tokenizer(real.mirror_folder() / "gpt2")
+    return loading.load_tokenizer((ASSETS / settings["assets"] if settings["assets"] else corpus) / "tokenizer")
 
 
 def corpus(stage: Stage, folder: Path, store: Store) -> dict:
