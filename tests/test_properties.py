@@ -13,7 +13,7 @@ from kn import KroneckerEmbedding, KroneckerLinear, KroneckerSpec, attention_kl,
 from kn.report import write as report
 from kn.suite import profiles
 from kn.suite import run as stages
-from kn.suite.plan import Plan
+from kn.suite.plan import StagePlanner
 from kn.suite.store import Stage, Store, StoreError
 
 ALLOWED = (ValueError, TypeError)
@@ -206,7 +206,7 @@ def test_profiles_and_their_plans(name, key, value):
     """What load takes can be planned: no overflow, no endless sizes."""
     profile = attempt(lambda: profiles.load(name, (f"{key}={value}",)))
     if profile is not None and "text.web" not in key and "text.wiki" not in key and key != "text.file":
-        made = Plan(profile, without_mirror=True)
+        made = StagePlanner(profile, without_mirror=True)
         assert all(0 <= item.cost < math.inf and item.path for item in (*made.table(4, range(1), ("cola",)), *made.table(5, range(1), ("cola",))))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kn.report.statistics import Values
 from kn.report.tables import TASKS, Found, Sheet, before_finetuning, find
-from kn.suite.plan import BEYOND, SIZES, STARTS, row_of
+from kn.suite.plan import BEYOND, COMPRESSION_GRID, STARTS, row_of
 
 if TYPE_CHECKING:
     import pandas
@@ -183,7 +183,7 @@ def _compression(sheet: Sheet, records: list[dict]) -> None:
             sheet.add(row, column, find(records, path, "pretrained", model=model).map(lambda value: value / 1e6), "parameters" + " without the output embedding" * (path == size), "M")
         for domain in DOMAINS:
             sheet.add(row, f"as made, {domain}", before_finetuning(records, model, f"perplexity.{domain}.test"), "test perplexity", "perplexity")
-    for method, spec in SIZES:
+    for method, spec in COMPRESSION_GRID:
         row = title(method, spec)
         sheet.add(row, "parameters", sized(records, method, spec, size).map(lambda value: value / 1e6), "parameters without the output embedding", "M")
         sheet.add(row, "parameters in all", sized(records, method, spec, "parameters.total").map(lambda value: value / 1e6), "parameters", "M")
@@ -197,8 +197,8 @@ def _compression_claims(records: list[dict]) -> list[dict]:
 
     lines = []
     for other in OTHERS:
-        for method, spec in SIZES:
-            if method != other or ("aligned", spec) not in SIZES:
+        for method, spec in COMPRESSION_GRID:
+            if method != other or ("aligned", spec) not in COMPRESSION_GRID:
                 continue
             for when, path in (("as made", "start."), ("after a short training", "")):
                 if other == "narrow" and path:  # the same function, until B is trained

@@ -21,8 +21,8 @@ KINDS = ("pretrain", "finetune_lm")  # a fine-tuning on GLUE is small: many of t
 
 
 def wanted(stage: Stage) -> int:
-    """How many processes the stage's hints ask for."""
-    return int(json.loads(stage.hints).get("processes", 1)) if stage.kind in KINDS else 1
+    """How many processes the stage's resources ask for."""
+    return int(json.loads(stage.resources).get("processes", 1)) if stage.kind in KINDS else 1
 
 
 def error_in(text: str) -> str:

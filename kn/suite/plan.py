@@ -24,7 +24,7 @@ TASKS = ("cola", "rte", "mrpc", "sst2", "mnli", "qnli", "qqp")
 ONE_SENTENCE = ("cola", "sst2")
 ROWS = ("teacher", "baseline", "baseline_kd", "student", "student_ilkd")
 METHODS = {"baseline_kd": "vanilla", "student_ilkd": "ilkd"}
-READ = {  # the readings that a training by each method depends on; the others leave its key, and its result, as they are
+METHOD_READINGS = {  # the readings that a training by each method depends on; the others leave its key, and its result, as they are
     "none": (), "vanilla": ("kd_weight", "temperature"), "ilkd": ("direction", "hidden_point", "logit_term", "temperature"),
 }  # fmt: skip
 OBJECTIVES = ("lm", "kd", "lm_kd")
@@ -33,7 +33,7 @@ BEYOND = ("beyond_alignment", "beyond_compression")  # notebooks beyond the pape
 LEDGER = "claims"  # the notebook that judges every claim
 NOTEBOOKS = (*TABLES, *BEYOND, LEDGER)
 STARTS = ("svd", "aligned")
-SIZES: list[tuple[str, dict[str, Any]]] = [  # of beyond_compression: (method, KroneckerSpec's fields); lowrank and narrow have the parameters of the Kronecker model of that spec
+COMPRESSION_GRID: list[tuple[str, dict[str, Any]]] = [  # of beyond_compression: (method, KroneckerSpec's fields); lowrank and narrow have the parameters of the Kronecker model of that spec
     *(("aligned", {"layers": layers, "factor": factor}) for layers in ("odd", "all") for factor in (2, 4, 8)),
     *(("svd", {"layers": layers, "factor": factor}) for layers in ("odd", "all") for factor in (2, 4)),
     ("svd", {"layers": "odd", "factor": 4, "rank": 2}), ("svd", {"layers": "odd", "factor": 2, "head": "tied"}),
@@ -96,25 +96,25 @@ def table_of(kind: str, fields: dict) -> int | str:
     return 7 if wiki else {"shapes": 1, "finetune_lm": 4, "twins": 5, "glue": 5, "twin_check": 5, "score": 6}.get(kind, 3)
 
 
-def stage(kind: str, settings: dict, inputs: tuple[Stage, ...] = (), cost: float = 0.0, version: int = 1, hints: dict | None = None, amount: tuple[int, float] = (0, 0.0), **fields) -> Stage:
+def stage(kind: str, settings: dict, inputs: tuple[Stage, ...] = (), cost: float = 0.0, version: int = 1, resources: dict | None = None, amount: tuple[int, float] = (0, 0.0), **fields) -> Stage:
     """A Stage with its settings as canonical JSON; `amount` is (steps, tokens) of its training."""
-    return Stage(kind, tuple(fields.items()), json.dumps(settings, sort_keys=True), inputs, version, cost, json.dumps(hints or {}), *amount)
+    return Stage(kind, tuple(fields.items()), json.dumps(settings, sort_keys=True), inputs, version, cost, json.dumps(resources or {}), *amount)
 
 
-class Plan:
+class StagePlanner:
     """Builds the stages of one profile; every method is one kind."""
 
     def __init__(self, profile: Profile, without_mirror: bool = False):
         self.profile = p = profile
         self.precision = precision(p.device)
         self.counts, self.without_mirror = TOKENS[p.source], without_mirror
-        self.hints, self.real = dataclasses.asdict(p.hardware), p.source == "mirror"
+        self.resources, self.real = dataclasses.asdict(p.hardware), p.source == "mirror"
         blocks, head = 12 * p.model.layers * p.model.width**2, p.model.vocabulary * p.model.width
         self.forward = {"lm": 2 * (blocks + head), "glue": 2 * blocks}  # FLOPs a token of the teacher
 
     def train_settings(self, training: Training, by: str = "ilkd", /, **more) -> dict:
         """Settings of a training: its hyper-parameters, the readings that the method `by` depends on, the precision."""
-        readings = {name: getattr(self.profile.readings, name) for name in READ[by]}
+        readings = {name: getattr(self.profile.readings, name) for name in METHOD_READINGS[by]}
         return {"training": dataclasses.asdict(training), "readings": dataclasses.asdict(Readings(**readings)), "precision": self.precision, **more}
 
     def amount(self, training: Training, all_tokens: int) -> tuple[int, float]:
@@ -149,7 +149,7 @@ class Plan:
             settings["vocabulary"] = p.model.vocabulary
         if p.text.file:
             settings["text"]["file"] = carried_digest(p.text.file)
-            return stage("corpus", settings, cost=5e11, hints={"file": str(Path(p.text.file).absolute())})
+            return stage("corpus", settings, cost=5e11, resources={"file": str(Path(p.text.file).absolute())})
         del settings["text"]["file"]
         return stage("corpus", {**settings, "pins": pins(p.text.web + p.text.wiki)}, cost=2.1e12)
 
@@ -195,7 +195,7 @@ class Plan:
             self.train_settings(training, "none" if objective == "lm" else "ilkd"),
             (self.corpus, self.decompose, *teacher),
             cost,
-            hints=self.hints,
+            resources=self.resources,
             amount=amount,
             on=on,
             objective=objective,
@@ -228,7 +228,7 @@ class Plan:
         steps, tokens = self.amount(training, self.counts["sample"])
         cost = self.forward["lm"] * FACTORS["lm_ilkd"] * share * tokens + 1e11
         inputs = (self.corpus, self.started(start, 0, seed), self.pretrained("teacher"))
-        return stage("heal", self.train_settings(training), inputs, cost, hints=self.hints, amount=(math.ceil(share * steps), share * tokens), start=start, share=share, seed=seed)
+        return stage("heal", self.train_settings(training), inputs, cost, resources=self.resources, amount=(math.ceil(share * steps), share * tokens), start=start, share=share, seed=seed)
 
     def compressed(self, method: str, spec: dict, seed: int) -> Stage:
         """One model of beyond_compression: how it was made, its size, before and after a short pre-training.
@@ -247,15 +247,15 @@ class Plan:
             before = (self.aligned(seed) if own else self.compressed("aligned", spec, seed),)
         looked_at = p.beyond.calibration * p.model.context if method in ("aligned", "lowrank") else 0
         cost = self.forward["lm"] * (FACTORS["lm_ilkd"] * share * tokens + 5 * looked_at) + 2e11
-        keep = method == "aligned" and ("narrow", spec) in SIZES and not own
+        keep = method == "aligned" and ("narrow", spec) in COMPRESSION_GRID and not own
         settings = self.train_settings(training, compression=compression, share=share, keep_model=keep, **self.calibration())
         inputs, amount = (self.corpus, self.pretrained("teacher"), *before), (0, 0.0) if there else (math.ceil(share * steps), share * tokens)
-        return stage("compressed", settings, inputs, 1e9 if there else cost, hints=self.hints, amount=amount, method=method, spec=name, seed=seed)
+        return stage("compressed", settings, inputs, 1e9 if there else cost, resources=self.resources, amount=amount, method=method, spec=name, seed=seed)
 
     def beyond(self, name: str, seeds: range, tasks: tuple[str, ...]) -> list[Stage]:
         """The stages a notebook beyond the paper reads."""
         if name == "beyond_compression":
-            return [self.pretrained("teacher"), self.pretrained("baseline"), *(self.compressed(*size, seed) for seed in seeds for size in SIZES)]
+            return [self.pretrained("teacher"), self.pretrained("baseline"), *(self.compressed(*size, seed) for seed in seeds for size in COMPRESSION_GRID)]
         wanted = self.profile.beyond
         found = [self.started(start, share, seed) for seed in seeds for start in STARTS for share in (0.0, *wanted.shares)]
         found += [self.finetune_glue(row_of(start, share), task, seed) for seed in seeds for start in STARTS for share in wanted.glue_shares for task in wanted.tasks if task in tasks]
@@ -280,7 +280,7 @@ class Plan:
         inputs = (self.corpus, self.source(model, seed), *((self.pretrained("teacher"),) if ilkd else ()))
         amount = self.amount(p.finetune_lm, self.counts["wiki"])
         cost = self.forward["lm"] * {"teacher": 3, "baseline": 2, "student": 2.7}[model] * amount[1]
-        return stage("finetune_lm", self.train_settings(p.finetune_lm, "ilkd" if ilkd else "none", ilkd=ilkd), inputs, cost, hints=self.hints, amount=amount, model=model, seed=seed)
+        return stage("finetune_lm", self.train_settings(p.finetune_lm, "ilkd" if ilkd else "none", ilkd=ilkd), inputs, cost, resources=self.resources, amount=amount, model=model, seed=seed)
 
     def glue_cost(self, task: str, factor: float) -> dict:
         """cost and amount of one fine-tuning and its predictions."""
@@ -301,7 +301,7 @@ class Plan:
         guide = () if method == "none" else (self.finetune_glue("teacher", task, seed),)
         inputs = (self.twins, self.source(row, seed), *guide)
         factor = FACTORS["glue_ilkd" if method == "ilkd" else "glue"] * (0.6 if row.startswith("baseline") else 1.0)
-        return stage("finetune_glue", self.glue_settings(method, keep_model=row == "teacher"), inputs, **self.glue_cost(task, factor), hints=self.hints, row=row, task=task, seed=seed)
+        return stage("finetune_glue", self.glue_settings(method, keep_model=row == "teacher"), inputs, **self.glue_cost(task, factor), resources=self.resources, row=row, task=task, seed=seed)
 
     def twin_checks(self, tasks: tuple[str, ...]) -> list[Stage]:
         """What a task gives away: a teacher at random, or one that sees one sentence of two."""

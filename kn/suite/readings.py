@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from kn.suite.plan import OBJECTIVES, Plan
+from kn.suite.plan import OBJECTIVES, StagePlanner
 from kn.suite.profiles import Profile
 from kn.suite.store import Stage
 
@@ -30,7 +30,7 @@ def switched(profile: Profile, name: str) -> Profile:
 
 def stages(profile: Profile, name: str, seeds: Iterable[int], tasks: tuple[str, ...], without_mirror: bool = False) -> list[Stage]:
     """What a switched reading makes anew, of the seeds and GLUE tasks that the profile has for this."""
-    plan, chosen = Plan(switched(profile, name), without_mirror), [task for task in profile.ledger.tasks if task in tasks]
+    plan, chosen = StagePlanner(switched(profile, name), without_mirror), [task for task in profile.ledger.tasks if task in tasks]
     seeds, found = list(seeds)[: profile.ledger.seeds], []
     part, field, _ = SWITCHES[name]
     for seed in seeds:

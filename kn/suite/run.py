@@ -1,4 +1,4 @@
-"""The plan of a run: all stages that the asked-for tables need, in order. `run` makes what is missing and gives their records.
+"""The plan of a run: all stages that the asked-for tables need, in order. `make_records` makes what is missing and returns their records.
 
 This file imports nothing heavy, so that planning and reading finished results is quick.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kn.suite import readings
 from kn.suite.devices import keep_off_gpus
-from kn.suite.plan import BEYOND, LEDGER, NOTEBOOKS, ROOT, ROWS, TABLES, TASKS, Plan, table_of
+from kn.suite.plan import BEYOND, LEDGER, NOTEBOOKS, ROOT, ROWS, TABLES, TASKS, StagePlanner, table_of
 from kn.suite.profiles import Profile, load
 from kn.suite.store import Stage, Store
 
@@ -25,7 +25,7 @@ def plan(profile: Profile, tables=TABLES, seeds: int = 1, tasks: tuple[str, ...]
     unknown = [t for t in tasks if t not in TASKS]
     if unknown:
         raise ValueError(f"task {unknown[0]!r} is unknown: allowed are {', '.join(TASKS)}")
-    made, wanted, order = Plan(profile, without_mirror), {}, {}
+    made, wanted, order = StagePlanner(profile, without_mirror), {}, {}
 
     def add(item: Stage) -> None:
         if item.path not in order:
@@ -62,7 +62,7 @@ def records(store: Store, wanted: list[Stage]) -> list[dict]:
     return found
 
 
-def run(profile: str = "mini", tables=TABLES, seeds: int = 1, only=None, overrides: tuple[str, ...] = (), jobs: int | None = None) -> list[dict]:
+def make_records(profile: str = "mini", tables=TABLES, seeds: int = 1, only=None, overrides: tuple[str, ...] = (), jobs: int | None = None) -> list[dict]:
     """Records of the stages the tables read, made where the store lacks them; `only` names the GLUE tasks to restrict to."""
     from kn.suite import launch
 
@@ -76,7 +76,7 @@ def run(profile: str = "mini", tables=TABLES, seeds: int = 1, only=None, overrid
 
 
 def switched(profile: str = "mini", seeds: int = 1, only=None, overrides: tuple[str, ...] = ()) -> dict[str, list[dict]]:
-    """Records of what each switched reading made, of those stages that the store has: run() with "claims" makes them."""
+    """Records of what each switched reading made, of those stages that the store has: make_records() with "claims" makes them."""
     settings, store = load(profile, overrides or environment_overrides()), Store()
     found = {name: [item for item in readings.stages(settings, name, range(seeds), tuple(only or TASKS)) if store.has(item)] for name in readings.SWITCHES}
     return {name: records(store, items) for name, items in found.items() if items}

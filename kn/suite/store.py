@@ -30,7 +30,7 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "nu
 
 @dataclass(frozen=True)
 class Stage:
-    """One piece of work. `settings` is everything beside the fields that changes the result; not hashed: `cost` in FLOPs, `hints` for the hardware."""
+    """One piece of work. `settings` is everything beside the fields that changes the result; not hashed: `cost` in FLOPs, `resources` for the hardware."""
 
     kind: str
     fields: tuple[tuple[str, object], ...]
@@ -38,7 +38,7 @@ class Stage:
     inputs: tuple[Stage, ...] = ()
     version: int = 1
     cost: float = field(default=0.0, compare=False)
-    hints: str = field(default="{}", compare=False)  # JSON
+    resources: str = field(default="{}", compare=False)  # JSON
     steps: int = field(default=0, compare=False)  # of training, for the plan
     tokens: float = field(default=0.0, compare=False)
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from kn import KroneckerLinear, KroneckerSpec, compress, count_parameters
 from kn.align import gpt2 as aligned
-from kn.suite.plan import ASSETS
+from kn.files import ASSETS
 
 IDS = torch.randint(1, 50, (40, 12), generator=torch.Generator().manual_seed(5))
 ALIGNED = KroneckerSpec(init="aligned")

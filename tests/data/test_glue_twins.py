@@ -52,7 +52,7 @@ def made():
 @pytest.fixture(scope="module")
 def real():
     """The twins of mini's own text, as its stage made them; the mini run at the end of the suite takes them from the store."""
-    plan = kinds.Plan(profiles.MINI)
+    plan = kinds.StagePlanner(profiles.MINI)
     store = Store().open()
     for item in (plan.corpus, plan.twins):
         store.make(item, train.WORK[item.kind])

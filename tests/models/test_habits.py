@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 from transformers.activations import NewGELUActivation
 
 from kn import KnGPT2Config, KnGPT2LMHeadModel, KroneckerSpec, compress, count_parameters
+from kn.files import ASSETS
 from kn.kronecker import layers as kronecker
-from kn.suite.plan import ASSETS
 
 IDS = torch.randint(1, 50, (3, 9), generator=torch.Generator().manual_seed(5))
 MATRICES = "attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj"

@@ -40,7 +40,7 @@ def records():
         found.append(record("pretrain", {"perplexity": perplexity(60.0 * near, 45.0 * near), "tokens": 120_000}, on="web", objective="lm_kd", seed=seed))
         for row, score in (("teacher", 80.0), ("svd@0", 60.0), ("svd@0.1", 70.0), ("student", 75.0), ("aligned@0", 72.0), ("aligned@0.1", 72.0)):
             found += [record("finetune_glue", {"dev": {"headline": score + seed + shift}}, row=row, task=task, seed=seed) for shift, task in enumerate(("rte", "mnli"))]
-        for method, spec in kinds.SIZES:
+        for method, spec in kinds.COMPRESSION_GRID:
             value = {"aligned": 50.0, "svd": 5000.0, "narrow": 50.0, "lowrank": 60.0}[method] * near
             found.append(
                 record("compressed", {"start": {"perplexity": perplexity(value, value)}, "perplexity": perplexity(value / 2, value / 2), **sizes}, method=method, spec=spec_of(spec), seed=seed)
@@ -91,7 +91,7 @@ def test_compression(records):
     row = findings.title("aligned", {"layers": "odd", "factor": 2})
     assert row == "Aligned start, odd layers, factor 2" and cell(frame, row, "parameters").ours == 1.2 and cell(frame, row, "parameters in all").ours == 1.8
     assert cell(frame, row, "as made, web").ours == pytest.approx(50.5) and cell(frame, row, "trained, wiki").ours == pytest.approx(25.25)
-    assert len(set(frame["row"])) == len(kinds.SIZES) + 2
+    assert len(set(frame["row"])) == len(kinds.COMPRESSION_GRID) + 2
     claims = findings.claims("beyond_compression", records).set_index("claim")
     assert claims.loc["Odd layers, factor 2, as made, web text: aligned start below low-rank products, ratio"].verdict == "held"
     narrow = [claim for claim in claims.index if "narrow" in claim]

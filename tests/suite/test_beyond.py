@@ -72,7 +72,7 @@ def test_notebook_against_its_committed_outputs(home, tmp_path, name):
 
 def test_the_aligned_start_keeps_the_teacher_in_its_own_basis(store):
     """What ILKD compares with: the same function, other weights; the student beside it, both as a fresh process would load them."""
-    plan = kinds.Plan(profiles.TEST)
+    plan = kinds.StagePlanner(profiles.TEST)
     folder = store.folder(plan.aligned(0))
     teacher = GPT2LMHeadModel.from_pretrained(store.folder(plan.pretrained("teacher")) / "model")
     same = GPT2LMHeadModel.from_pretrained(folder / "teacher")
@@ -85,7 +85,7 @@ def test_the_aligned_start_keeps_the_teacher_in_its_own_basis(store):
 
 
 def test_other_seeds_calibrate_on_other_text_and_the_svd_start_stays():
-    plan = kinds.Plan(profiles.TEST)
+    plan = kinds.StagePlanner(profiles.TEST)
     assert plan.aligned(0).hash != plan.aligned(1).hash and plan.started("svd", 0, 0) is plan.started("svd", 0, 1)
     assert plan.started("svd", 1, 3) == plan.pretrain("web", "lm_kd", 3)  # Table 3's, not made twice
     assert kinds.row_of("svd", 1) == "student" and kinds.row_of("svd", 0.1) == "svd@0.1"
@@ -100,7 +100,7 @@ def test_what_is_not_restricted_to_tables():
 
 
 def test_narrow_models_begin_from_the_aligned_ones_and_the_sizes_are_equal(store):
-    plan = kinds.Plan(profiles.TEST)
+    plan = kinds.StagePlanner(profiles.TEST)
     every = {"layers": "all", "factor": 2}
     metrics = {method: store.metrics(plan.compressed(method, every, 0)) for method in ("aligned", "narrow", "lowrank", "svd")}
     assert metrics["narrow"]["start"] == metrics["aligned"]["start"] and metrics["narrow"]["perplexity"] != metrics["aligned"]["perplexity"]
@@ -115,7 +115,7 @@ def test_narrow_models_begin_from_the_aligned_ones_and_the_sizes_are_equal(store
 
 @pytest.mark.parametrize(("method", "start"), [("aligned", "aligned"), ("svd", "decompose")])
 def test_the_profile_s_own_configuration_is_not_trained_twice(store, method, start):
-    plan = kinds.Plan(profiles.TEST)
+    plan = kinds.StagePlanner(profiles.TEST)
     assert plan.compressed(method, {"layers": "odd", "factor": 2}, 0).steps == 0
     of = {item.kind: store.metrics(item) for item in plan.compressed(method, {"layers": "odd", "factor": 2}, 0).inputs}
     found = store.metrics(plan.compressed(method, {"layers": "odd", "factor": 2}, 0))
@@ -124,8 +124,8 @@ def test_the_profile_s_own_configuration_is_not_trained_twice(store, method, sta
 
 def test_another_configuration_than_the_profile_s_is_trained_for_itself():
     """Whether the embedding's factor differs too: with factor 4 the profile halves nothing of what beyond_compression halves."""
-    plan = kinds.Plan(profiles.load("test", ("compression.factor=4",)))
+    plan = kinds.StagePlanner(profiles.load("test", ("compression.factor=4",)))
     for factor in (2, 4):
         assert not {item.kind for item in plan.compressed("aligned", {"layers": "odd", "factor": factor}, 0).inputs} & {"heal", "aligned"}
-    share = kinds.Plan(profiles.load("test", ("beyond.share=1.0",))).compressed("svd", {"layers": "odd", "factor": 2}, 0)
+    share = kinds.StagePlanner(profiles.load("test", ("beyond.share=1.0",))).compressed("svd", {"layers": "odd", "factor": 2}, 0)
     assert {item.kind for item in share.inputs} == {"corpus", "pretrained", "decompose", "pretrain"}

@@ -18,7 +18,7 @@ STEPS = 12
 def plan(processes):
     """The test profile with enough steps to differ in, in float32 so that rounding stays small."""
     longer = dataclasses.replace(profiles.TEST.pretrain, max_steps=STEPS)
-    made = kinds.Plan(dataclasses.replace(profiles.TEST, pretrain=longer, ablation=longer, hardware=profiles.Hardware(processes=processes)))
+    made = kinds.StagePlanner(dataclasses.replace(profiles.TEST, pretrain=longer, ablation=longer, hardware=profiles.Hardware(processes=processes)))
     made.precision = "fp32"
     return made
 
@@ -77,4 +77,4 @@ def test_a_worker_s_one_gpu_is_not_handed_on(store, tmp_path, monkeypatch):
 def test_a_stage_survives_json():
     item = plan(2).pretrain("wiki", "kd", 3)
     again = Stage.from_json(item.to_json())
-    assert again == item and again.hash == item.hash and again.hints == item.hints and again.inputs[0].path == item.inputs[0].path
+    assert again == item and again.hash == item.hash and again.resources == item.resources and again.inputs[0].path == item.inputs[0].path

@@ -185,19 +185,19 @@ def test_settings_run_no_code_and_stay_in_their_folder(quiet, capsys, tmp_path, 
 def test_names_of_profiles(quiet, capsys, name):
     assert quiet(["--profile", name]) == 2 and said(capsys) == f"error: profile {name!r} is unknown: allowed are mini, midi, paper, test"
     with pytest.raises(ValueError, match="is unknown: allowed are mini, midi, paper, test"):
-        stages.run(name)
+        stages.make_records(name)
 
 
 @pytest.mark.parametrize("value", [SCRIPT, "1", 0, -1, 1.0, True, None, 10**6])
 def test_parameters_of_a_notebook(quiet, value):
     with pytest.raises(ValueError, match="^seeds is .*: a whole number of at least 1 and at most 999 wanted$"):
-        stages.run("test", tables=[1], seeds=value)
+        stages.make_records("test", tables=[1], seeds=value)
 
 
 @pytest.mark.parametrize("only", [["../evil"], SCRIPT, [SCRIPT], [7], ["cola", "evil"]])
 def test_tasks_of_a_notebook(quiet, only):
     with pytest.raises(ValueError, match="^task .* is unknown: allowed are cola, rte"):
-        stages.run("test", tables=[5], only=only)
+        stages.make_records("test", tables=[5], only=only)
 
 
 def test_a_parameter_that_a_notebook_does_not_have(tmp_path):

@@ -73,7 +73,7 @@ def trained(student, teacher, stage: Stage, settings: dict, rows: dict, share: f
     steps = max(1, math.ceil(share * (how["max_steps"] or how["epochs"] * sample / how["batch_size"])))
     settings = {**settings, "training": {**how, "max_steps": steps}}
     distillation = distillation_of(settings, "ilkd")
-    log, hyper, seconds = run_trainer(student, text_of(rows, share), lm_collate, store.scratch(stage), settings, stage["seed"], distillation, teacher, json.loads(stage.hints))
+    log, hyper, seconds = run_trainer(student, text_of(rows, share), lm_collate, store.scratch(stage), settings, stage["seed"], distillation, teacher, json.loads(stage.resources))
     tokens, found = steps * how["batch_size"] * rows["sample"].shape[1], perplexities(student, rows, settings["precision"], splits=splits)
     return {"steps": steps, "tokens": tokens, "hours": seconds / 3600, "hyper": hyper, "log": log, "perplexity": found}
 

@@ -91,7 +91,7 @@ def corpus(stage: Stage, folder: Path, store: Store) -> dict:
         return real.corpus(settings, folder, tokenizer_of(settings))
     text = settings["text"]
     groups = {"web": tuple(text["web"]), "wiki": tuple(text["wiki"])}
-    carried = json.loads(stage.hints).get("file")
+    carried = json.loads(stage.resources).get("file")
     built = corpora.read(Path(carried)) if carried else corpora.build(groups, {g: tuple(text[f"{g}_shares"]) for g in groups}, jobs=2)
     if not settings["assets"]:
         corpora.train_tokenizer(built["web"].train, settings["vocabulary"]).save_pretrained(folder / "tokenizer")
@@ -234,7 +234,7 @@ def pretrain(stage: Stage, folder: Path, store: Store) -> dict:
     alphas[3] *= 1.0 if factor is None else factor
     teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model") if method == "ilkd" else None
     data = TokenRows(rows["sample" if stage["on"] == "web" else "wiki_train"])
-    log, hyper, seconds = run_trainer(student, data, lm_collate, store.scratch(stage), settings, stage["seed"], distillation_of(settings, method, alphas), teacher, json.loads(stage.hints))
+    log, hyper, seconds = run_trainer(student, data, lm_collate, store.scratch(stage), settings, stage["seed"], distillation_of(settings, method, alphas), teacher, json.loads(stage.resources))
     found = perplexities(student, rows, settings["precision"])
     save(student, folder / "model", stage, store, found)
     tokens = hyper["steps"] * hyper["batch_size"] * data.rows.shape[1]
@@ -255,7 +255,7 @@ def finetune_lm(stage: Stage, folder: Path, store: Store) -> dict:
     ilkd = settings["ilkd"]
     teacher = load_model(store.folder(needed(stage, "pretrained", model="teacher")) / "model") if ilkd else None
     data = TokenRows(rows["wiki_train"])
-    log, hyper, seconds = run_trainer(model, data, lm_collate, store.scratch(stage), settings, stage["seed"], distillation_of(settings, "ilkd" if ilkd else "none"), teacher, json.loads(stage.hints))
+    log, hyper, seconds = run_trainer(model, data, lm_collate, store.scratch(stage), settings, stage["seed"], distillation_of(settings, "ilkd" if ilkd else "none"), teacher, json.loads(stage.resources))
     found = perplexities(model, rows, settings["precision"], ("wiki",))
     size = store.metrics(needed(stage, "corpus"))["wiki"]["test"]
     return {"hyper": hyper, "log": log, "perplexity": found, "hours": seconds / 3600, "word_perplexity": {"test": evaluate.per_word(found["wiki"]["test"], size["tokens"], size["words"])}}
@@ -278,7 +278,7 @@ def train_classifier(stage: Stage, scratch: Path, settings: dict, model, encoded
         return {**evaluate.pad([item["input_ids"] for item in items], pad_id), "labels": torch.tensor([item["label"] for item in items])}
 
     data = [{"input_ids": ids, "label": label} for ids, label in zip(encoded["train"]["input_ids"], encoded["train"]["label"], strict=True)]
-    return run_trainer(model, data, collate, scratch, {**settings, "group_by_length": True}, stage["seed"], distillation, teacher, json.loads(stage.hints))
+    return run_trainer(model, data, collate, scratch, {**settings, "group_by_length": True}, stage["seed"], distillation, teacher, json.loads(stage.resources))
 
 
 def finetune_glue(stage: Stage, folder: Path, store: Store) -> dict:
