@@ -1,4 +1,4 @@
-"""Profiles and --set: what is allowed, and what is said where it is not; the numbers Table 2 prints stand in the profile."""
+"""Profiles and `--set`: allowed values, messages of the others, and the hyper-parameters of Table 2."""
 
 import pytest
 from conftest import ROOT
@@ -7,7 +7,8 @@ from kn.suite import profiles
 
 
 def test_overrides_reach_their_field():
-    profile = profiles.load("mini", ("pretrain.batch_size=32", "readings.direction=teacher_student", "pretrain.alphas=1,0,0,0.5", "readings.table4_ilkd=true"))
+    overrides = ("pretrain.batch_size=32", "readings.direction=teacher_student", "pretrain.alphas=1,0,0,0.5")
+    profile = profiles.load("mini", (*overrides, "readings.table4_ilkd=true"))
     assert profile.pretrain.batch_size == 32 and profile.readings.direction == "teacher_student"
     assert profile.pretrain.alphas == (1.0, 0.0, 0.0, 0.5) and profile.readings.table4_ilkd is True
     assert profiles.MINI.pretrain.batch_size != 32
@@ -17,18 +18,20 @@ def test_overrides_reach_their_field():
     ("name", "overrides", "message"),
     [
         ("huge", (), "profile 'huge' is unknown: allowed are mini, midi, paper, test"),
-        ("mini", ("teacher.steps=5",), "--set teacher.steps: the pretrained models of mini are not trained within the run, only midi's are"),
-        ("mini", ("pretrain.batchsize=3",), "--set key 'pretrain.batchsize' is unknown: did you mean pretrain.batch_size"),
+        ("mini", ("teacher.steps=5",), "--set teacher.steps: the pretrained models of mini are not trained"),
+        ("mini", ("pretrain.batchsize=3",), "'pretrain.batchsize' is unknown: did you mean pretrain.batch_size"),
         ("mini", ("pretrain=3",), "--set key 'pretrain' is unknown"),
         ("mini", ("name=x",), "--set key 'name' is unknown"),
         ("mini", ("pretrain.batch_size",), "is not of the form key=value"),
-        ("mini", ("pretrain.batch_size=many",), "--set pretrain.batch_size=many: int wanted"),
-        ("mini", ("pretrain.batch_size=0",), "--set pretrain.batch_size=0: at least 1 wanted"),
-        ("mini", ("pretrain.learning_rate=-1",), "a finite number that is not negative wanted"),
-        ("mini", ("pretrain.learning_rate=nan",), "a finite number that is not negative wanted"),
-        ("mini", ("pretrain.alphas=1,2",), "4 values wanted, got 2"),
+        ("mini", ("pretrain.batch_size=many",), "batch_size=many: input should be a valid integer"),
+        ("mini", ("pretrain.batch_size=0",), "=0: input should be greater than or equal to 1"),
+        ("mini", ("pretrain.learning_rate=-1",), "input should be greater than or equal to 0"),
+        ("mini", ("pretrain.learning_rate=nan",), "input should be a finite number"),
+        ("mini", ("pretrain.alphas=1,2",), "4 values are needed, got 2"),
         ("mini", ("readings.direction=up",), "allowed are student_teacher, teacher_student"),
-        ("mini", ("readings.table4_ilkd=maybe",), "bool wanted"),
+        ("mini", ("beyond.tasks=rte,x",), "--set beyond.tasks=rte,x: unknown task 'x', allowed: cola, rte"),
+        ("mini", ("compression.factor=99999",), "input should be less than or equal to 65536"),
+        ("mini", ("readings.table4_ilkd=maybe",), "true or false is needed"),
     ],
 )
 def test_refusals_are_one_clear_line(name, overrides, message):
@@ -41,7 +44,8 @@ def test_alphas_are_the_papers():
     from kn.paper import printed
 
     frame = printed(2)
-    for row, training in (("Pre-training", profiles.MINI.pretrain), ("Fine-tuning", profiles.MINI.finetune_glue)):
+    trainings = {"Pre-training": profiles.MINI.pretrain, "Fine-tuning": profiles.MINI.finetune_glue}
+    for row, training in trainings.items():
         values = frame[frame["row"] == row].set_index("column")["value"]
         assert [float(values[f"α{i}"]) for i in (1, 2, 3, 4)] == list(training.alphas)
 
@@ -49,7 +53,8 @@ def test_alphas_are_the_papers():
 def test_packages_of_the_corpus_are_pinned():
     from importlib.metadata import packages_distributions
 
-    pins = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
     where = packages_distributions()
     for name in (*profiles.MINI.text.web, *profiles.MINI.text.wiki):
         assert where[name][0].lower().replace("_", "-") in pins, name

@@ -31,7 +31,7 @@ def kn(*arguments, home, timeout=300, **environment):
         (["--only", "four"], "'four' is not a list of table numbers"),
         (["--seeds", "0"], "'0' is not a whole number of at least 1"),
         (["--set", "pretrain.batchsize=3"], "did you mean pretrain.batch_size"),
-        (["--set", "pretrain.batch_size=x"], "--set pretrain.batch_size=x: int wanted"),
+        (["--set", "pretrain.batch_size=x"], "--set pretrain.batch_size=x: input should be a valid integer"),
         (["--fast"], "unrecognized arguments: --fast"),
         (["corpus"], "corpus needs a file: python -m kn corpus FILE"),
         (["--slurm", "queue=gpu"], "--slurm 'queue=gpu' is not understood: allowed are partition=…"),
