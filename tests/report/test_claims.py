@@ -15,7 +15,7 @@ from kn.report import claims, identities
 from kn.report import write as report
 from kn.report.tables import TASKS
 
-DATA = {name: f"reports/mini/{name}.csv" for name in ("claims", "seeds")}
+DATA = {name: f"reports/published/mini/{name}.csv" for name in ("claims", "seeds")}
 
 
 @pytest.fixture(scope="module")
