@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/attention_kl.py [--device cpu] [--lengths 512,1024] [--heads 64x64,32x64] [--out FILE]
 
-triton   kn.attention_kl as a GPU takes it (kn/kernels_triton.py)
-chunked  kn.attention_kl as everything else takes it (kn/attention.py): a block of queries' scores at a time
+triton   kn.attention_kl as a GPU takes it (kn/distill/attention_kl_triton.py)
+chunked  kn.attention_kl as everything else takes it (kn/distill/attention_kl.py): a block of queries' scores at a time
 maps     both models' softmax maps in float32 and F.kl_div on them
 
 Losses and gradients are compared before anything is timed; ways take turns; times are medians. The roof of a pass is the longer of
@@ -22,14 +22,15 @@ import csv
 import statistics
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-from kn.distill import attention_kl as attention
 from kn.suite.devices import device_name
 
+attention = import_module("kn.distill.attention_kl")  # kn.distill.attention_kl is the function
 TINY = 1e-30  # below any probability that counts
 APART = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-4}  # rounded slopes and products; float32 sums in another order
 BUDGET = 0.5  # of the memory that is free: maps that need more are left out
@@ -43,11 +44,11 @@ def maps(q_s, k_s, q_t, k_t):
 
 
 def chunked(*inputs):
-    chosen, attention.gpu_form = attention.gpu_form, lambda *_: None
+    chosen, attention.triton_backend = attention.triton_backend, lambda *_: None
     try:
         return attention.attention_kl(*inputs)
     finally:
-        attention.gpu_form = chosen
+        attention.triton_backend = chosen
 
 
 def work(way: str, batch: int, heads: int, length: int, e_s: int, e_t: int, width: int) -> tuple[float, float]:
@@ -93,7 +94,7 @@ def measure(options, length: int, e_s: int, e_t: int, dtype: torch.dtype, roof: 
     room = torch.cuda.mem_get_info()[0] if cuda else options.memory * 1e9
     if 12 * 4 * options.batch * options.attention_heads * length**2 <= BUDGET * room:  # about twelve float32 maps at once
         ways["maps"] = maps
-    if cuda and attention.gpu_form(*inputs) is None:
+    if cuda and attention.triton_backend(*inputs) is None:
         raise SystemExit("the kernels cannot be used here: Triton, an NVIDIA GPU of Ampere or newer, and heads of 16, 32, 64 or 128 are needed")
 
     def both(way):

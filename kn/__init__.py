@@ -14,7 +14,7 @@ _WHERE = {
     "nearest_kronecker": "kronecker.layers", "KroneckerLinear": "kronecker.layers", "KroneckerEmbedding": "kronecker.layers", "KroneckerHead": "kronecker.layers",
     "KroneckerSpec": "models.config", "KnGPT2Config": "models.config", "KnLlamaConfig": "models.config", "compress": "compression", "count_parameters": "models.base",
     "KnGPT2Model": "models.gpt2", "KnGPT2LMHeadModel": "models.gpt2", "KnGPT2ForSequenceClassification": "models.gpt2", "KnLlamaModel": "models.llama", "KnLlamaForCausalLM": "models.llama", "KnLlamaForSequenceClassification": "models.llama",
-    "attention_kl": "distill.attention_kl", "capture": "distill.ilkd", "Captured": "distill.ilkd", "ilkd_loss": "distill.ilkd", "vanilla_kd_loss": "distill.ilkd", "DistillTrainer": "distill.ilkd",
+    "attention_kl": "distill.attention_kl", "capture": "distill.capture", "Captured": "distill.capture", "ilkd_loss": "distill.ilkd", "vanilla_kd_loss": "distill.ilkd", "DistillTrainer": "distill.trainer",
 }  # fmt: skip
 __all__ = list(_WHERE)
 

@@ -1,11 +1,11 @@
-"""Eq. 3 without attention maps (MATH.md §6): the KL of two models' attention distributions from queries and keys alone, in memory linear in the length.
+"""Eq. 3, the KL divergence of two models' attention, from queries and keys in memory linear in the length.
 
-    KL(S ‖ T) of a query = E_{p_S}[s_S − s_T] − lse_S + lse_T,  its gradient by s_S is p_S ((s_S − s_T) − E_{p_S}[s_S − s_T])
-    KL(T ‖ S) of a query = E_{p_T}[s_T − s_S] − lse_T + lse_S,  its gradient by s_S is p_S − p_T
+    KL(S ‖ T) of a query = E_{p_S}[s_S − s_T] − lse_S + lse_T, ∂/∂s_S = p_S ((s_S − s_T) − E_{p_S}[s_S − s_T])
+    KL(T ‖ S) of a query = E_{p_T}[s_T − s_S] − lse_T + lse_S, ∂/∂s_S = p_S − p_T
 
-Scores stand in memory for a block of queries at a time; where the weights of the queries are known beforehand (every mean or
-sum) the gradients are made in the same pass, else in a second one. On an NVIDIA GPU with Triton, kernels_triton.py takes the same
-steps in kernels of its own.
+s are scaled scores q·k, p their softmax, lse their log-sum-exp (MATH.md §6). Scores exist for one block of
+queries at a time. Where the queries' weights are known beforehand ("mean", "sum") the gradients come from the
+same pass, else from a second one. On an NVIDIA GPU, attention_kl_triton.py does the same in Triton kernels.
 """
 
 from __future__ import annotations
@@ -18,145 +18,174 @@ from torch import Tensor
 
 from kn.kronecker import checks
 
-DIRECTIONS = ("student_teacher", "teacher_student")  # KL(S‖T) as eq. 3 prints it, or MiniLM's KL(T‖S)
+DIRECTIONS = ("student_teacher", "teacher_student")  # KL(S ‖ T) as eq. 3 prints it, or MiniLM's KL(T ‖ S)
 REDUCTIONS = ("mean", "sum", "none")
-SCORES = 2**19  # of one model, at a time: 2 MB stay in a core's cache
-SMALLEST = 16  # queries at a time
-MASKED = -1e30  # finite, so that a difference of two masked scores is 0
+BLOCK_SCORES = 2**19  # scores of one model at a time: 2 MB stay in a core's cache
+MIN_BLOCK = 16  # queries at a time
+MASKED = -1e30  # finite, so that the difference of two masked scores is 0
 
 
-def attention_kl(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float | None = None, scale_t: float | None = None,
-                 attention_mask: Tensor | None = None, direction: str = "student_teacher", reduction: str = "mean") -> Tensor:  # fmt: skip
-    """Eq. 3 for one layer: KL of causal attention distributions, from q and k (batch, heads, length, head size) of student and teacher.
+def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype losses are computed in: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
-    Head sizes may differ; scales default to 1/√head size of each model. Padded keys (attention_mask (batch, length) zero) get no
-    probability and padded queries do not count. Mean or sum over batch, heads and valid queries, or each query's (batch, heads,
-    length), 0 for padded ones. Computed in float32 (float64 inputs stay float64); gradients reach q_s and k_s: the teacher is fixed.
-    Raises TypeError for what is no tensor or number, ValueError for shapes that do not fit and for unknown directions and reductions.
+
+def attention_kl(
+    q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float | None = None,
+    scale_t: float | None = None, attention_mask: Tensor | None = None, direction: str = "student_teacher",
+    reduction: str = "mean",
+) -> Tensor:
+    """KL divergence of two models' causal attention in one layer (eq. 3), student (_s) and teacher (_t).
+
+    q, k: (batch, heads, length, head size); head sizes may differ. Scales default to 1/√head size.
+    attention_mask: (batch, length), 0 on padding: its keys get no probability, its queries do not count.
+    Returns the mean or sum over batch, heads and valid queries, or with "none" each query's KL (batch, heads,
+    length), 0 for padded ones; float32 (float64 stays). Gradients reach q_s and k_s only.
+    Raises TypeError for wrong types, ValueError for wrong shapes and for unknown directions and reductions.
     """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction {checks.describe_value(direction)} is unknown: allowed are {', '.join(DIRECTIONS)}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction {checks.describe_value(reduction)} is unknown: allowed are {', '.join(REDUCTIONS)}")
-    shapes = [tuple(checks.require_float_tensor(name, x).shape) for name, x in (("q_s", q_s), ("k_s", k_s), ("q_t", q_t), ("k_t", k_t))]
+    for name, value, allowed in (("direction", direction, DIRECTIONS), ("reduction", reduction, REDUCTIONS)):
+        if value not in allowed:
+            got = checks.describe_value(value)
+            raise ValueError(f"{name} {got} is unknown: allowed are {', '.join(allowed)}")
+    tensors = {"q_s": q_s, "k_s": k_s, "q_t": q_t, "k_t": k_t}
+    shapes = [tuple(checks.require_float_tensor(name, x).shape) for name, x in tensors.items()]
     for name, scale in (("scale_s", scale_s), ("scale_t", scale_t)):
         if scale is not None:
             checks.require_nonnegative(name, scale)
     if attention_mask is not None and not isinstance(attention_mask, Tensor):
-        raise TypeError(f"attention_mask is {checks.describe_value(attention_mask)}: a tensor (batch, length) wanted")
-    if any(len(shape) != 4 for shape in shapes) or shapes[0] != shapes[1] or shapes[2] != shapes[3] or shapes[0][:3] != shapes[2][:3]:
-        raise ValueError(f"q and k must be (batch, heads, length, head size), the first three the same for both models, got {', '.join(map(str, shapes))}")
-    batch, heads, length, size = shapes[0]
+        got = checks.describe_value(attention_mask)
+        raise TypeError(f"attention_mask is {got}: a tensor (batch, length) wanted")
+    same_model = shapes[0] == shapes[1] and shapes[2] == shapes[3]
+    if any(len(shape) != 4 for shape in shapes) or not same_model or shapes[0][:3] != shapes[2][:3]:
+        raise ValueError(
+            "q and k must be (batch, heads, length, head size), the first three the same for both models, "
+            f"got {', '.join(map(str, shapes))}"
+        )
+    batch, heads, length, size_s = shapes[0]
     if attention_mask is not None and tuple(attention_mask.shape) != (batch, length):
-        raise ValueError(f"attention_mask must be (batch, length) = ({batch}, {length}), got {tuple(attention_mask.shape)}")
-    scales = (size**-0.5 if scale_s is None else scale_s, shapes[2][3] ** -0.5 if scale_t is None else scale_t)
+        got = tuple(attention_mask.shape)
+        raise ValueError(f"attention_mask must be (batch, length) = ({batch}, {length}), got {got}")
+    size_t = shapes[2][3]
+    scales = (size_s**-0.5 if scale_s is None else scale_s, size_t**-0.5 if scale_t is None else scale_t)
     valid = None if attention_mask is None else attention_mask.bool()
     weights = None
     if reduction != "none":
-        weights = q_s.new_ones(batch, length, dtype=_wide(q_s)) if valid is None else valid.to(_wide(q_s))
-        weights = weights / (weights.sum().clamp(min=1) * heads) if reduction == "mean" else weights  # no valid query at all: 0
+        dtype = upcast_dtype(q_s.dtype)
+        weights = q_s.new_ones(batch, length, dtype=dtype) if valid is None else valid.to(dtype)
+        if reduction == "mean":
+            weights = weights / (weights.sum().clamp(min=1) * heads)  # no valid query at all: 0
     inputs = (q_s, k_s, q_t.detach(), k_t.detach())
-    kernels = gpu_form(*inputs)
-    if kernels is not None:
-        rows = kernels.rows_kl(*inputs, scales, valid, direction)
-        return rows if weights is None else (rows * weights[:, None]).sum()
+    if (kernels := triton_backend(*inputs)) is not None:
+        kl = kernels.per_query_kl(*inputs, scales, valid, direction)
+        return kl if weights is None else (kl * weights[:, None]).sum()
     with torch.autocast(q_s.device.type, enabled=False):
-        rows = _AttentionKL.apply(*inputs, scales, valid, direction, weights)
-    return rows if weights is None else rows.sum()
+        kl = _AttentionKL.apply(*inputs, scales, valid, direction, weights)
+    return kl if weights is None else kl.sum()
 
 
-def gpu_form(*inputs: Tensor) -> ModuleType | None:
-    """kn.distill.attention_kl_triton where it can take q_s, k_s, q_t and k_t: on one NVIDIA GPU (Ampere or newer), Triton installed, and what the kernels `fits`; else None."""
+def triton_backend(*inputs: Tensor) -> ModuleType | None:
+    """The module attention_kl_triton where it can take q_s, k_s, q_t, k_t, else None.
+
+    It needs Triton, an NVIDIA GPU (Ampere or newer), and head sizes and dtypes that its kernels support.
+    """
     device = inputs[0].device
-    if device.type != "cuda" or any(x.device != device for x in inputs) or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+    if device.type != "cuda" or any(x.device != device for x in inputs) or torch.version.cuda is None:
         return None
-    kernels = _kernels()
-    return kernels if kernels is not None and kernels.fits(*inputs) else None
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    kernels = _import_kernels()
+    return kernels if kernels is not None and kernels.supports(*inputs) else None
 
 
 @functools.cache
-def _kernels() -> ModuleType | None:
-    """kn.distill.attention_kl_triton, or None where Triton is not installed: kn needs it only on a GPU, and there only for speed."""
+def _import_kernels() -> ModuleType | None:
+    """The module attention_kl_triton, or None without Triton, which only serves speed on a GPU."""
     try:
-        from kn.distill import attention_kl_triton as kernels_triton
+        from kn.distill import attention_kl_triton
     except ImportError:
         return None
-    return kernels_triton
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+    return attention_kl_triton
 
 
 class _AttentionKL(torch.autograd.Function):
-    """Each query's KL (batch, heads, length), times its weight (batch, length) where those are given; they must not depend on anything that is trained."""
+    """Per-query KL (batch, heads, length), times the constant weights (batch, length) if given.
+
+    With weights, forward makes the gradients as well; the result must then be summed.
+    """
 
     @staticmethod
     def forward(ctx, q_s, k_s, q_t, k_t, scales, valid, direction, weights):
-        ctx.how = (scales, valid, direction)
-        ctx.at_once = weights is not None
-        wanted = ctx.at_once and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
-        rows, *grads = _pass((q_s, k_s, q_t, k_t), *ctx.how, weights[:, None].expand(q_s.shape[:3]) if wanted else None)
-        if ctx.at_once:
-            rows = rows * weights[:, None]
-            ctx.save_for_backward(*grads)
-        else:
-            rows = rows if valid is None else rows * valid[:, None]
-            ctx.save_for_backward(q_s, k_s, q_t, k_t)
-        return rows
+        ctx.options, ctx.fused = (scales, valid, direction), weights is not None
+        needs_grad = ctx.fused and any(ctx.needs_input_grad[:2])
+        kl_grad = weights[:, None].expand(q_s.shape[:3]) if needs_grad else None
+        kl, *grads = _blockwise_kl((q_s, k_s, q_t, k_t), *ctx.options, kl_grad)
+        ctx.save_for_backward(*(grads if ctx.fused else (q_s, k_s, q_t, k_t)))
+        if ctx.fused:
+            return kl * weights[:, None]
+        return kl if valid is None else kl * valid[:, None]
 
     @staticmethod
     def backward(ctx, grad):  # (batch, heads, length)
-        if ctx.at_once:  # the rows were summed: one number for all
-            dq, dk = ctx.saved_tensors
-            dq, dk = dq * grad[0, 0, 0].to(dq.dtype), dk * grad[0, 0, 0].to(dk.dtype)
+        if ctx.fused:
+            dq, dk = (x * grad[0, 0, 0].to(x.dtype) for x in ctx.saved_tensors)
         else:
-            valid = ctx.how[1]
-            _, dq, dk = _pass(ctx.saved_tensors, *ctx.how, grad if valid is None else grad * valid[:, None])
+            valid = ctx.options[1]
+            grad = grad if valid is None else grad * valid[:, None]
+            _, dq, dk = _blockwise_kl(ctx.saved_tensors, *ctx.options, grad)
         return dq, dk, None, None, None, None, None, None
 
 
-def _pass(inputs: tuple[Tensor, ...], scales: tuple[float, float], valid: Tensor | None, direction: str, weights: Tensor | None) -> tuple[Tensor, ...]:
-    """(rows (b, h, t), and where weights (b, h, t) are given the gradients of Σ weights·rows by q_s and k_s), a block of queries at a time."""
-    dtype = _wide(inputs[0])
+def _blockwise_kl(
+    inputs: tuple[Tensor, ...], scales: tuple[float, float], valid: Tensor | None, direction: str,
+    kl_grad: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """(kl,) or, with kl_grad, (kl, dq, dk), a block of queries at a time; kl and kl_grad (b, h, t)."""
+    dtype = upcast_dtype(inputs[0].dtype)
     q_s, k_s, q_t, k_t = (x.detach().flatten(0, 1).to(dtype) for x in inputs)  # (b·h, t, e)
     q_s, q_t = q_s * scales[0], q_t * scales[1]
-    pairs, length = q_s.shape[:2]
-    heads = inputs[0].shape[1]
-    padded = None if valid is None else ~valid.repeat_interleave(heads, 0)  # (b·h, t)
-    rows = q_s.new_empty(pairs, length)
-    grads = None if weights is None else (weights.reshape(pairs, length, 1).to(dtype), torch.empty_like(q_s), torch.zeros_like(k_s))
-    block = min(length, max(SMALLEST, SCORES // (pairs * length)))
-    triangle = torch.ones(block, block, dtype=torch.bool, device=q_s.device).triu_(1)
+    batch_heads, length = q_s.shape[:2]
+    padded = None if valid is None else ~valid.repeat_interleave(inputs[0].shape[1], 0)  # (b·h, t)
+    kl = q_s.new_empty(batch_heads, length)
+    if kl_grad is not None:
+        weight = kl_grad.reshape(batch_heads, length, 1).to(dtype)
+        dq, dk = torch.empty_like(q_s), torch.zeros_like(k_s)
+    block = min(length, max(MIN_BLOCK, BLOCK_SCORES // (batch_heads * length)))
+    future = torch.ones(block, block, dtype=torch.bool, device=q_s.device).triu_(1)
     for start in range(0, length, block):
         end = min(start + block, length)
-        here, seen, size = slice(start, end), slice(0, end), end - start
-
-        def scores(q, k, here=here, seen=seen, start=start, size=size):
-            s = torch.bmm(q[:, here], k[:, seen].transpose(1, 2))  # (b·h, block, keys)
-            if padded is not None:
-                own = torch.eye(size, dtype=torch.bool, device=s.device)  # a padded query keeps itself, so that its softmax is defined
-                s[..., :start].masked_fill_(padded[:, None, :start], MASKED)
-                s[..., start:].masked_fill_(padded[:, None, here] & ~own, MASKED)
-            s[..., start:].masked_fill_(triangle[:size, :size], MASKED)
-            return s
-
-        s, t = scores(q_s, k_s), scores(q_t, k_t)
-        p_s, p_t = s.softmax(-1), t.softmax(-1)  # these kernels know exp's underflow; exp and logsumexp take 20 times as long on masked scores
-        lse_s, lse_t = (x.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log() for x, p in ((s, p_s), (t, p_t)))
+        rows, keys = slice(start, end), slice(0, end)
+        s = _masked_scores(q_s[:, rows], k_s[:, keys], padded, future)  # (b·h, block, keys)
+        t = _masked_scores(q_t[:, rows], k_t[:, keys], padded, future)
+        # softmax's kernels know exp's underflow; exp and logsumexp take 20 times as long on masked scores
+        p_s, p_t = s.softmax(-1), t.softmax(-1)
+        lse_s = s.amax(-1, keepdim=True) - p_s.amax(-1, keepdim=True).log()
+        lse_t = t.amax(-1, keepdim=True) - p_t.amax(-1, keepdim=True).log()
         if direction == "student_teacher":
             mean = torch.linalg.vecdot(p_s, s.sub_(t)).unsqueeze(-1)
-            rows[:, here] = (mean - lse_s + lse_t).squeeze(-1)
+            kl[:, rows] = (mean - lse_s + lse_t).squeeze(-1)
         else:
             mean = torch.linalg.vecdot(p_t, t.sub_(s)).unsqueeze(-1)
-            rows[:, here] = (mean - lse_t + lse_s).squeeze(-1)
-        if grads is not None:
-            weight, dq, dk = grads
-            slope = (s.sub_(mean).mul_(p_s) if direction == "student_teacher" else p_s.sub_(p_t)).mul_(weight[:, here])
-            dq[:, here] = torch.bmm(slope, k_s[:, seen])
-            dk[:, seen].baddbmm_(slope.transpose(1, 2), q_s[:, here])
-    rows = rows.view(inputs[0].shape[:3])
-    if grads is None:
-        return (rows,)
-    _, dq, dk = grads
-    return rows, (dq * scales[0]).view(inputs[0].shape).to(inputs[0].dtype), dk.view(inputs[1].shape).to(inputs[1].dtype)
+            kl[:, rows] = (mean - lse_t + lse_s).squeeze(-1)
+        if kl_grad is not None:
+            ds = s.sub_(mean).mul_(p_s) if direction == "student_teacher" else p_s.sub_(p_t)
+            ds.mul_(weight[:, rows])
+            dq[:, rows] = torch.bmm(ds, k_s[:, keys])
+            dk[:, keys].baddbmm_(ds.transpose(1, 2), q_s[:, rows])
+    kl = kl.view(inputs[0].shape[:3])
+    if kl_grad is None:
+        return (kl,)
+    grads = zip((dq * scales[0], dk), inputs[:2], strict=True)
+    return kl, *(grad.view(x.shape).to(x.dtype) for grad, x in grads)
+
+
+def _masked_scores(q: Tensor, k: Tensor, padded: Tensor | None, future: Tensor) -> Tensor:
+    """q·k (b·h, queries, keys), MASKED where a key is padded or later; queries belong to the last keys."""
+    scores = torch.bmm(q, k.transpose(1, 2))
+    size, length = scores.shape[1:]
+    before, block = scores.split([length - size, size], -1)
+    if padded is not None:
+        itself = torch.eye(size, dtype=torch.bool, device=q.device)  # seen though padded: softmax is defined
+        before.masked_fill_(padded[:, None, : length - size], MASKED)
+        block.masked_fill_(padded[:, None, length - size : length] & ~itself, MASKED)
+    block.masked_fill_(future[:size, :size], MASKED)
+    return scores

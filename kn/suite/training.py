@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from kn.distill.ilkd import Distillation, DistillTrainer
+from kn.distill import DistillationConfig, DistillTrainer
 from kn.suite import checkpoints
 
 CHECKPOINT = 500  # a run of more steps is saved about every so many, and goes on from there when it was stopped
@@ -37,10 +37,10 @@ def lm_collate(items: list[dict]) -> dict[str, torch.Tensor]:
     return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
 
-def distillation_of(settings: dict, method: str, alphas=None) -> Distillation:
-    """A Distillation from the stage's readings."""
+def distillation_of(settings: dict, method: str, alphas=None) -> DistillationConfig:
+    """A DistillationConfig from the stage's readings."""
     r = settings["readings"]
-    return Distillation(method, tuple(alphas or settings["training"]["alphas"]), r["direction"], r["hidden_point"], r["logit_term"], r["kd_weight"], r["temperature"])
+    return DistillationConfig(method, tuple(alphas or settings["training"]["alphas"]), r["direction"], r["hidden_point"], r["logit_term"], r["kd_weight"], r["temperature"])
 
 
 class Clock(TrainerCallback):
@@ -82,7 +82,7 @@ def arguments_of(settings: dict, steps: int, seed: int, folder: Path, hardware: 
     )  # fmt: skip
 
 
-def run_trainer(model, data, collate, scratch: Path, settings: dict, seed: int, distillation: Distillation, teacher=None, hardware: dict | None = None) -> tuple[list[dict], dict, float]:
+def run_trainer(model, data, collate, scratch: Path, settings: dict, seed: int, distillation: DistillationConfig, teacher=None, hardware: dict | None = None) -> tuple[list[dict], dict, float]:
     """Train, from the last checkpoint in `scratch` if there is one; returns the log, the hyper-parameters as they were used, and the seconds it took in all.
 
     MemoryError where a GPU's memory does not suffice, with what to set; FloatingPointError where the loss is not finite.

@@ -1,13 +1,15 @@
 """kn.attention_kl against naive loops in float64: values, gradients, masks, block borders, reductions, memory, messages."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from conftest import largest_tensor
 
 import kn
-from kn.distill import attention_kl as module
 from kn.distill.attention_kl import attention_kl
 
+module = import_module("kn.distill.attention_kl")  # kn.distill.attention_kl is the function
 EXACT = 1e-11  # float64 against float64
 
 
@@ -46,8 +48,8 @@ MASKS = {
 @pytest.mark.parametrize("direction", module.DIRECTIONS)
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 def test_values_and_gradients_against_loops(monkeypatch, mask, direction, block):
-    monkeypatch.setattr(module, "SCORES", 0)
-    monkeypatch.setattr(module, "SMALLEST", block)
+    monkeypatch.setattr(module, "BLOCK_SCORES", 0)
+    monkeypatch.setattr(module, "MIN_BLOCK", block)
     mask, given = MASKS[mask], inputs()
     rows = naive(*given, 0.5, 0.4, mask, direction)
     count = rows.shape[1] * (14 if mask is None else int(mask.sum()))
@@ -133,7 +135,7 @@ def test_no_map_ever_stands_in_memory():
         with largest_tensor() as seen:
             attention_kl(*given).backward()
         largest[length] = seen[0]
-    assert largest[1024] <= module.SCORES and largest[4096] <= module.SCORES < 2 * 4096**2 / 16
+    assert largest[1024] <= module.BLOCK_SCORES and largest[4096] <= module.BLOCK_SCORES < 2 * 4096**2 / 16
 
 
 def test_the_package_offers_the_function():

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,7 @@ import torch
 from conftest import ROOT
 from test_attention_kl import MASKS, inputs, naive
 
-from kn.distill import attention_kl as attention
-
+attention = import_module("kn.distill.attention_kl")  # kn.distill.attention_kl is the function
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -36,12 +36,12 @@ GRADIENT = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLO
 @pytest.fixture
 def kernels(monkeypatch):
     """attention_kl takes the kernels, whatever the device."""
-    from kn.distill import attention_kl_triton as kernels_triton
+    from kn.distill import attention_kl_triton as kernels
 
-    monkeypatch.setattr(attention, "gpu_form", lambda *given: kernels_triton if kernels_triton.fits(*given) else pytest.fail("the kernels do not take these"))
+    monkeypatch.setattr(attention, "triton_backend", lambda *given: kernels if kernels.supports(*given) else pytest.fail("the kernels do not take these"))
     if INTERPRETED:
         multiply_bfloat16(monkeypatch)
-    return kernels_triton
+    return kernels
 
 
 def multiply_bfloat16(monkeypatch):
@@ -58,8 +58,8 @@ def multiply_bfloat16(monkeypatch):
     monkeypatch.setattr(InterpreterBuilder, "create_dot", lambda self, a, b, *rest: plain(self, wide(a), wide(b), *rest))
 
 
-def blocks_of(monkeypatch, kernels, block):
-    monkeypatch.setattr(kernels, "block_of", lambda *_: block)
+def set_block_size(monkeypatch, kernels, block):
+    monkeypatch.setattr(kernels, "block_size", lambda *_: block)
 
 
 def compare(given, mask, direction, tolerance=None, scales=(0.5, 0.4)):
@@ -103,7 +103,7 @@ def test_masks_and_reductions(kernels, mask, direction):
 @pytest.mark.parametrize("direction", attention.DIRECTIONS)
 def test_lengths_blocks_and_types(kernels, monkeypatch, length, block, dtype, direction):
     """Odd lengths, one block and five; the last sequence is padded on the left, has a hole and padding on the right."""
-    blocks_of(monkeypatch, kernels, block)
+    set_block_size(monkeypatch, kernels, block)
     mask = torch.ones(2, length, dtype=torch.int64)
     if length > 1:
         mask[1, : length // 3] = mask[1, length // 2] = mask[1, -2:] = 0  # its first blocks are wholly masked
@@ -127,7 +127,7 @@ def test_head_sizes_and_half_precision_with_small_weights(kernels, sizes):
 @pytest.mark.parametrize("direction", attention.DIRECTIONS)
 def test_scores_of_a_thousand(kernels, monkeypatch, direction):
     """e^1000 is no float32: without the running maximum, or without rescaling by it, sums and expectation overflow or vanish. The maximum grows from block to block."""
-    blocks_of(monkeypatch, kernels, 16)
+    set_block_size(monkeypatch, kernels, 16)
     q_s, k_s, q_t, k_t = (x.detach() for x in inputs(1, 1, 65, 16, 16, dtype=torch.float32))
     growth = torch.linspace(0.05, 1, 65)[:, None]
     aim = torch.nn.functional.normalize(torch.ones(16), dim=0)
@@ -196,7 +196,7 @@ def compiled(kernel, architecture, dtype, sizes, masked, first, block):
     from triton.compiler import ASTSource, compile
 
     name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-    constants = dict(zip(("A", "B", "S", "T", "MASK", "FIRST", "BLOCK"), (*sizes, *sizes, masked, first, block), strict=True)) | ({} if masked else {"valid": None})
+    constants = dict(zip(("A", "B", "S", "T", "MASK", "STUDENT_FIRST", "BLOCK"), (*sizes, *sizes, masked, first, block), strict=True)) | ({} if masked else {"valid": None})
     kinds = {"valid": "*u8", "heads": "i32", "length": "i32", "scale_a": "fp32", "scale_b": "fp32", "scale_s": "fp32", "scale_t": "fp32", "strides": (("i32",) * 3,) * 4}
     tensors = dict.fromkeys(("q_a", "k_a", "q_b", "k_b", "q_s", "k_s", "q_t", "k_t", "dq", "dk"), f"*{name}")
     signature = {n: "constexpr" if n in constants else (kinds | tensors).get(n, "*fp32") for n in kernel.arg_names}
@@ -229,7 +229,7 @@ def test_they_compile_and_fit(tmp_path, monkeypatch, architecture, dtype, sizes,
     from kn.distill import attention_kl_triton as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    block = kernels.block_of(*(torch.zeros(1, size, dtype=dtype) for size in sizes))
+    block = kernels.block_size(*(torch.zeros(1, size, dtype=dtype) for size in sizes))
     for kernel in (kernels._forward, kernels._backward_q, kernels._backward_k):
         shared, spilled = compiled(kernel, architecture, dtype, sizes, masked, True, block)
         assert shared <= 99 * 1024 and spilled <= 16, kernel.__name__
@@ -237,23 +237,23 @@ def test_they_compile_and_fit(tmp_path, monkeypatch, architecture, dtype, sizes,
 
 @in_this_process
 def test_what_the_kernels_take():
-    from kn.distill.attention_kl_triton import fits
+    from kn.distill.attention_kl_triton import supports
 
     def given(e_s=32, e_t=64, t=3, dtype=torch.bfloat16, k_dtype=None):
         return [torch.zeros(1, 1, t, e, dtype=d) for e, d in ((e_s, dtype), (e_s, k_dtype or dtype), (e_t, dtype), (e_t, dtype))]
 
-    assert fits(*given()) and fits(*given(16, 128, dtype=torch.float16)) and fits(*given(dtype=torch.float32))
-    assert not fits(*given(e_s=48)) and not fits(*given(e_t=256)) and not fits(*given(t=0))
-    assert not fits(*given(dtype=torch.float64)) and not fits(*given(k_dtype=torch.float32))
+    assert supports(*given()) and supports(*given(16, 128, dtype=torch.float16)) and supports(*given(dtype=torch.float32))
+    assert not supports(*given(e_s=48)) and not supports(*given(e_t=256)) and not supports(*given(t=0))
+    assert not supports(*given(dtype=torch.float64)) and not supports(*given(k_dtype=torch.float32))
 
 
 def test_on_a_cpu_and_without_triton_the_chunked_form_is_taken(monkeypatch):
-    assert attention.gpu_form(*inputs(dtype=torch.float32)) is None
+    assert attention.triton_backend(*inputs(dtype=torch.float32)) is None
     monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "kn.distill.attention_kl_triton", raising=False)
     monkeypatch.delattr("kn.distill.attention_kl_triton", raising=False)
-    attention._kernels.cache_clear()
+    attention._import_kernels.cache_clear()
     try:
-        assert attention._kernels() is None
+        assert attention._import_kernels() is None
     finally:
-        attention._kernels.cache_clear()
+        attention._import_kernels.cache_clear()

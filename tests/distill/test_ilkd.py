@@ -1,6 +1,7 @@
 """Eq. 2-5 against naive loops in float64, values and gradients, with padding, and both KL directions."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -8,8 +9,7 @@ from conftest import largest_tensor, tiny_gpt2
 from transformers import TrainingArguments
 
 from kn import DistillTrainer, KroneckerSpec, capture, compress, ilkd_loss, vanilla_kd_loss
-from kn.distill import ilkd as distill
-from kn.distill.ilkd import Distillation
+from kn.distill import DistillationConfig
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3], [1, 2, 3, 4, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
@@ -122,7 +122,7 @@ def test_trainer_logs_every_term(tmp_path, method):
     data = [{**row, "labels": row["input_ids"]} for row in data]
     arguments = TrainingArguments(str(tmp_path), max_steps=4, logging_steps=2, per_device_train_batch_size=2, report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no")
     before = student.transformer.h[1].mlp.c_fc.A.detach().clone()
-    trainer = DistillTrainer(model=student, args=arguments, train_dataset=data, distillation=Distillation(method), teacher=None if method == "none" else teacher)
+    trainer = DistillTrainer(model=student, args=arguments, train_dataset=data, distillation=DistillationConfig(method), teacher=None if method == "none" else teacher)
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     wanted = {"none": {"cross_entropy"}, "ilkd": {"embedding", "attention", "hidden", "cross_entropy"}, "vanilla": {"cross_entropy", "logits"}}[method]
@@ -136,7 +136,7 @@ def test_trainer_logs_every_term(tmp_path, method):
 def test_trainer_refuses_a_missing_teacher(tmp_path):
     arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(ValueError, match="distillation method 'ilkd' and no teacher do not go together"):
-        DistillTrainer(model=tiny_gpt2(), args=arguments, distillation=Distillation("ilkd"))
+        DistillTrainer(model=tiny_gpt2(), args=arguments, distillation=DistillationConfig("ilkd"))
 
 
 @pytest.mark.parametrize("head", ["dense", "tied"])
@@ -145,14 +145,14 @@ def test_without_cross_entropy_what_no_term_reaches_is_frozen(tmp_path, head):
     teacher = tiny_gpt2()
     student = compress(teacher, KroneckerSpec(head=head))
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
-    DistillTrainer(model=student, args=arguments, distillation=Distillation("ilkd", alphas=(0.5, 0.5, 0.5, 0.0)), teacher=teacher)
+    DistillTrainer(model=student, args=arguments, distillation=DistillationConfig("ilkd", alphas=(0.5, 0.5, 0.5, 0.0)), teacher=teacher)
     frozen = {name for name, parameter in student.named_parameters() if not parameter.requires_grad}
     assert frozen == {"transformer.ln_f.weight", "transformer.ln_f.bias"} | ({"lm_head.weight"} if head == "dense" else set())
 
 
 @pytest.fixture
 def few_logits(monkeypatch):
-    monkeypatch.setattr(distill, "LOGITS", 0)
+    monkeypatch.setattr(import_module("kn.distill.capture"), "CHUNKING_MIN_LOGITS", 0)
 
 
 @pytest.mark.parametrize("head", ["dense", "tied"])

@@ -1,16 +1,15 @@
 """kn.distill.large_vocabulary against the losses of whole logits in float64: values, gradients, masks, autocast, memory; and the Trainer's step that uses it against the one that does not."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from conftest import largest_tensor, tiny_gpt2
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
-from kn import DistillTrainer, compress
-from kn.distill import ilkd as distill
-from kn.distill import large_vocabulary as head
-from kn.distill.ilkd import Distillation, vanilla_kd_loss
-from kn.distill.large_vocabulary import chunked_cross_entropy, chunked_logit_kd
+from kn import DistillTrainer, compress, vanilla_kd_loss
+from kn.distill import DistillationConfig, chunked_cross_entropy, chunked_logit_kd, large_vocabulary
 
 EXACT = 1e-12  # float64 against float64
 ROUNDED = 2**-7  # bfloat16 logits and slopes are off by 2^-9 each, their products by some of those
@@ -26,7 +25,7 @@ def made(*shapes, seed=0, dtype=torch.float64):
 
 def labels(ignored=True):
     found = torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(1))
-    return found.masked_fill(MASK == 0, head.IGNORED) if ignored else found
+    return found.masked_fill(MASK == 0, large_vocabulary.IGNORE_INDEX) if ignored else found
 
 
 def whole(hidden, weight, target):
@@ -42,7 +41,7 @@ def same(found, wanted, given, close=EXACT):
 @pytest.mark.parametrize("rows", [1, 4, 18, 256], ids=lambda rows: f"{rows} rows at a time")
 @pytest.mark.parametrize("ignored", [False, True], ids=["all", "some left out"])
 def test_next_token_loss(monkeypatch, rows, ignored):
-    monkeypatch.setattr(head, "ROWS", rows)
+    monkeypatch.setattr(large_vocabulary, "CHUNK_ROWS", rows)
     given = made((B, T, D), (V, D))
     same(chunked_cross_entropy(*given, labels(ignored)), whole(*given, labels(ignored)), given)
 
@@ -51,7 +50,7 @@ def test_next_token_loss(monkeypatch, rows, ignored):
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.5])
 def test_logit_kd(monkeypatch, rows, mask, temperature):
-    monkeypatch.setattr(head, "ROWS", rows)
+    monkeypatch.setattr(large_vocabulary, "CHUNK_ROWS", rows)
     hidden, weight, guide, guide_weight = made((B, T, D), (V, D), (B, T, G), (V, G))
     found = chunked_logit_kd(hidden, weight, guide, guide_weight, mask, temperature)
     wanted = vanilla_kd_loss(hidden @ weight.T, guide @ guide_weight.T, None if mask is None else mask.float(), temperature)
@@ -73,14 +72,14 @@ def test_only_where_asked():
 def test_nothing_left_is_not_a_number():
     """As in PyTorch."""
     given = made((B, T, D), (V, D))
-    nothing = torch.full((B, T), head.IGNORED)
+    nothing = torch.full((B, T), large_vocabulary.IGNORE_INDEX)
     assert chunked_cross_entropy(*given, nothing).isnan() and whole(*given, nothing).isnan()
 
 
 def test_going_back_twice_says_why_not():
     for loss in (chunked_cross_entropy(*made((B, T, D), (V, D)), labels()), chunked_logit_kd(*made((B, T, D), (V, D), (B, T, G), (V, G)))):
         loss.backward(retain_graph=True)
-        with pytest.raises(RuntimeError, match="^this loss was gone back through already: its gradients are made once and given away$"):
+        with pytest.raises(RuntimeError, match="^backward ran twice: the gradients of this loss are made once and given away$"):
             loss.backward()
 
 
@@ -111,7 +110,7 @@ def test_logits_never_stand_whole(which):
         with largest_tensor() as all_of_them:
             (whole(hidden, weight, target) if which == "chunked_cross_entropy" else vanilla_kd_loss(hidden @ weight.T, guide[0] @ guide[1].T)).backward()
         found[tokens] = seen[0], all_of_them[0]
-    assert found[1024][0] == found[4096][0] == head.ROWS * 300
+    assert found[1024][0] == found[4096][0] == large_vocabulary.CHUNK_ROWS * 300
     assert found[4096][1] >= 4096 * 300
 
 
@@ -129,12 +128,12 @@ def test_the_trainers_step_is_the_same_without_logits(tmp_path, monkeypatch, hea
     arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     found = []
     for limit in (10**9, 0):
-        monkeypatch.setattr(distill, "LOGITS", limit)
-        trainer = DistillTrainer(model=student, args=arguments, distillation=Distillation("ilkd", logit_term=logit_term), teacher=teacher)
+        monkeypatch.setattr(import_module("kn.distill.capture"), "CHUNKING_MIN_LOGITS", limit)
+        trainer = DistillTrainer(model=student, args=arguments, distillation=DistillationConfig("ilkd", logit_term=logit_term), teacher=teacher)
         student.zero_grad()
         loss = trainer.compute_loss(student, dict(given))
         loss.backward()
-        found.append((loss.detach(), dict(trainer.sums), [p.grad.clone() for p in student.parameters()]))
+        found.append((loss.detach(), dict(trainer.term_sums), [p.grad.clone() for p in student.parameters()]))
     (loss, terms, slopes), (loss_, terms_, slopes_) = found
     assert abs(loss - loss_) < SINGLE and terms.keys() == terms_.keys() and ("logits" in terms) == bool(logit_term)
     assert all(abs(terms[name] - terms_[name]) < SINGLE for name in terms)
@@ -143,12 +142,12 @@ def test_the_trainers_step_is_the_same_without_logits(tmp_path, monkeypatch, hea
 
 def test_the_trainers_chunked_step_makes_no_logits(tmp_path, monkeypatch):
     """So that the two steps above are two."""
-    monkeypatch.setattr(distill, "LOGITS", 0)
+    monkeypatch.setattr(import_module("kn.distill.capture"), "CHUNKING_MIN_LOGITS", 0)
     teacher = tiny_gpt2()
     student = compress(teacher).train()
-    trainer = DistillTrainer(model=student, args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True), distillation=Distillation("ilkd", logit_term=1.0), teacher=teacher)
+    trainer = DistillTrainer(model=student, args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True), distillation=DistillationConfig("ilkd", logit_term=1.0), teacher=teacher)
     called = []
-    monkeypatch.setattr(distill, "chunked_logit_kd", lambda *given: called.append(given) or chunked_logit_kd(*given))
+    monkeypatch.setattr(import_module("kn.distill.trainer"), "chunked_logit_kd", lambda *given: called.append(given) or chunked_logit_kd(*given))
     ids = torch.ones(1, 6, dtype=torch.long)
     trainer.compute_loss(student, {"input_ids": ids, "labels": ids})
     assert len(called) == 1 and called[0][0].shape == (1, 6, 8)
@@ -160,8 +159,8 @@ def test_a_classifiers_logit_term_is_vanilla_kd_of_its_labels(tmp_path):
     """A classifier has no head over words: its few logits are compared whole."""
     teacher = tiny_gpt2(labels=3)
     student = compress(teacher).train()
-    trainer = DistillTrainer(model=student, args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True), distillation=Distillation("ilkd", logit_term=0.5), teacher=teacher)
+    trainer = DistillTrainer(model=student, args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True), distillation=DistillationConfig("ilkd", logit_term=0.5), teacher=teacher)
     inputs = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]), "labels": torch.tensor([0, 2])}
     trainer.compute_loss(student, inputs)
     asked = {name: value for name, value in inputs.items() if name != "labels"}
-    assert float(trainer.sums["logits"]) == pytest.approx(float(vanilla_kd_loss(student(**asked).logits, teacher(**asked).logits).detach()), rel=1e-6)  # float32 sums of six numbers
+    assert float(trainer.term_sums["logits"]) == pytest.approx(float(vanilla_kd_loss(student(**asked).logits, teacher(**asked).logits).detach()), rel=1e-6)  # float32 sums of six numbers

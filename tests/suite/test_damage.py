@@ -13,7 +13,7 @@ import torch
 from cheap import FILES, PLAN
 from conftest import TIMED, tiny_gpt2
 
-from kn.distill.ilkd import Distillation
+from kn.distill import DistillationConfig
 from kn.report import notebooks, site
 from kn.suite import checkpoints, cost, evaluate, launch, profiles
 from kn.suite import plan as kinds
@@ -230,7 +230,7 @@ def training(scratch, steps, poison):
     model.register_forward_pre_hook(count_and_poison)
     how = dataclasses.asdict(profiles.Training(batch_size=4, learning_rate=1e-3, epochs=1, max_steps=steps))
     settings = {"training": how, "precision": "fp32", "readings": dataclasses.asdict(profiles.Readings())}
-    return fit.run_trainer(model, fit.TokenRows(rows), fit.lm_collate, scratch, settings, 0, Distillation("none"))
+    return fit.run_trainer(model, fit.TokenRows(rows), fit.lm_collate, scratch, settings, 0, DistillationConfig("none"))
 
 
 @pytest.mark.parametrize(("steps", "poison"), [(10, 5), (10, 10), (51, 51), (74, 74)])

@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_gpt2
 
 from kn import KroneckerSpec, compress
-from kn.distill.ilkd import Distillation
+from kn.distill import DistillationConfig
 from kn.suite import checkpoints, profiles
 from kn.suite import training as fit
 
@@ -30,7 +30,7 @@ def run(scratch, steps, stop_at=None, hardware=None, **training):
 
     how = {"batch_size": 4, "learning_rate": 1e-3, "epochs": 1, "max_steps": steps, "warmup": 0.06, "weight_decay": 0.01, "schedule": "linear", "optimizer": "adamw_torch_fused", "clip": 1.0}
     settings = {"training": {**how, **training}, "precision": "fp32", "readings": vars(profiles.Readings())}
-    log, used, seconds = fit.run_trainer(student, fit.TokenRows(ROWS), collate, scratch, settings, 0, Distillation("ilkd"), teacher, hardware)
+    log, used, seconds = fit.run_trainer(student, fit.TokenRows(ROWS), collate, scratch, settings, 0, DistillationConfig("ilkd"), teacher, hardware)
     return student, log, used, seconds
 
 

@@ -19,7 +19,7 @@ from kn.data import glue
 from kn.data import glue_baselines as shortcuts
 from kn.data import hub as sources
 from kn.data import hub_text as real
-from kn.distill.ilkd import Distillation
+from kn.distill import DistillationConfig
 from kn.files import ASSETS
 from kn.models import loading
 from kn.models.base import count_parameters
@@ -270,7 +270,7 @@ def glue_data(store: Store, stage: Stage, settings: dict, only: int | None = Non
     return splits, {name: glue.encode(tokenizer, rows, settings["max_length"]) for name, rows in splits.items()}
 
 
-def train_classifier(stage: Stage, scratch: Path, settings: dict, model, encoded: dict, distillation: Distillation, teacher=None):
+def train_classifier(stage: Stage, scratch: Path, settings: dict, model, encoded: dict, distillation: DistillationConfig, teacher=None):
     """Fine-tune a classifier on encoded["train"] in batches of similar length."""
     pad_id = model.config.pad_token_id
 

@@ -1,0 +1,144 @@
+"""Capture the activations that intermediate-layer distillation (eq. 2-5) compares, through forward hooks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
+
+from kn.distill.large_vocabulary import chunked_cross_entropy
+from kn.kronecker import checks
+
+HIDDEN_POINTS = ("c_proj", "block")  # output of the second fully connected layer (§3.3) or of the block
+CHUNKING_MIN_LOGITS = 2**24  # more logits (64 MB in float32) are made and compared in chunks
+
+
+@dataclass
+class Captured:
+    """Activations that eq. 2-5 compare: batch b, length t, width d, heads h, head size e, vocabulary v."""
+
+    embedding: Tensor  # (b, t, d) token + position, before dropout
+    q: list[Tensor]  # per layer (b, h, t, e), after the projection, before softmax and dropout
+    k: list[Tensor]  # per layer (b, h, t, e)
+    hidden: list[Tensor]  # per layer (b, t, d)
+    logits: Tensor | None  # (b, t, v), or (b, labels) of a classifier
+    loss: Tensor | None  # cross-entropy, when labels were given
+    scaling: list[float]  # per layer: the factor on q·k inside softmax
+    last_hidden_state: Tensor | None = None  # (b, t, d), input of the head, where the loss was made in chunks
+
+
+def capture(
+    model: nn.Module, hidden_point: str = "c_proj", head: bool = True, wrapper: nn.Module | None = None,
+    logits: bool = True, **inputs,
+) -> Captured:
+    """Run a GPT-2 or KnGPT2 once and return what ILKD compares (eq. 2-5); works with every attention backend.
+
+    head=False skips the output head (logits and loss are None): eq. 5 needs no teacher logits. logits=False
+    makes a language model's loss in chunks where the logits would be large. wrapper (DistributedDataParallel)
+    is called in the model's place.
+    Raises TypeError for other models, TypeError or ValueError for inputs that do not fit, ValueError for an
+    unknown hidden_point, RuntimeError where a layer did not run exactly once.
+    """
+    _check_inputs(model, inputs)
+    scaling = [block.attn.scaling for block in model.transformer.h]
+    captured = Captured(torch.empty(0), [], [], [], None, None, scaling)
+
+    def on_attention(layer: int, query: Tensor, key: Tensor) -> None:
+        captured.q.append(query)
+        captured.k.append(key)
+
+    call, labels = wrapper or model, inputs.get("labels")
+    with capture_hooks(
+        model, hidden_point, on_embedding=lambda output: setattr(captured, "embedding", output),
+        on_attention=on_attention, on_hidden=lambda layer, output: captured.hidden.append(output),
+    ):
+        if not head:
+            output = model.transformer(**inputs)
+        elif logits or labels is None or not should_chunk_logits(model, labels):
+            output = call(**inputs)
+        else:
+            hook = model.transformer.ln_f.register_forward_hook(
+                lambda _module, _args, output: setattr(captured, "last_hidden_state", output)
+            )
+            try:
+                call(**{name: value for name, value in inputs.items() if name != "labels"}, logits_to_keep=1)
+            finally:
+                hook.remove()
+            hidden = captured.last_hidden_state
+            output = CausalLMOutput(chunked_cross_entropy(hidden, model.lm_head.weight, labels))
+    if head:
+        captured.logits, captured.loss = output.logits, output.loss
+    return captured
+
+
+def _check_inputs(model: nn.Module, inputs: dict) -> None:
+    """Refuse what would fail deep inside the model, or be read past its embeddings.
+
+    Values are checked on a CPU only: a GPU would have to wait for them.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(getattr(model, "transformer", None), "h"):
+        raise TypeError(f"capture takes a GPT-2 or KnGPT2 with a head, got {type(model).__name__}")
+    if "inputs_embeds" in inputs:
+        return
+    ids, config = inputs.get("input_ids"), model.config
+    got = checks.describe_value(ids)
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"input_ids is {got}: an int64 or int32 tensor (batch, length) wanted")
+    if not 0 < ids.shape[1] <= config.n_positions or not len(ids):
+        raise ValueError(f"input_ids is {got}: 1 to {config.n_positions} tokens a row wanted")
+    if ids.device.type == "cpu" and (ids.min() < 0 or ids.max() >= config.vocab_size):
+        found, allowed = f"{int(ids.min())} to {int(ids.max())}", f"0 to {config.vocab_size - 1}"
+        raise ValueError(f"input_ids holds {found}: the model's tokens are {allowed}")
+    label_shape = tuple(ids.shape if hasattr(model, "lm_head") else ids.shape[:1])
+    for name, shape in (("attention_mask", tuple(ids.shape)), ("labels", label_shape)):
+        value = inputs.get(name)
+        if value is not None and (not isinstance(value, Tensor) or value.shape != shape):
+            raise ValueError(f"{name} is {checks.describe_value(value)}: a tensor of shape {shape} wanted")
+
+
+@contextlib.contextmanager
+def capture_hooks(
+    model: nn.Module, hidden_point: str, on_embedding: Callable, on_attention: Callable, on_hidden: Callable
+) -> Iterator[None]:
+    """Forward hooks on a GPT-2 or KnGPT2, with shapes as in Captured.
+
+    They call on_embedding(output), and per layer on_attention(layer, q, k) and on_hidden(layer, output).
+    Raises ValueError for an unknown hidden_point, RuntimeError where a layer did not run exactly once.
+    """
+    if hidden_point not in HIDDEN_POINTS:
+        raise ValueError(f"hidden_point {hidden_point!r} is unknown: allowed are {', '.join(HIDDEN_POINTS)}")
+    blocks, heads, layers_seen = model.transformer.h, model.config.n_head, []
+
+    def split_heads(layer: int, output: Tensor) -> None:  # (b, t, 3·d)
+        query, key, _ = output.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, h, t, e)
+        on_attention(layer, query, key)
+
+    def see_hidden(layer: int, output: Tensor) -> None:
+        layers_seen.append(layer)
+        on_hidden(layer, output)
+
+    hooks = [model.transformer.drop.register_forward_pre_hook(lambda _module, args: on_embedding(args[0]))]
+    for layer, block in enumerate(blocks):
+        point = block.mlp.c_proj if hidden_point == "c_proj" else block
+        for module, callback in ((block.attn.c_attn, split_heads), (point, see_hidden)):
+            hooks.append(module.register_forward_hook(
+                lambda _module, _args, output, layer=layer, callback=callback: callback(layer, output)
+            ))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if layers_seen != list(range(len(blocks))):
+        raise RuntimeError(
+            f"saw {len(layers_seen)} hidden outputs of {len(blocks)} layers: is gradient checkpointing on?"
+        )
+
+
+def should_chunk_logits(model: nn.Module, labels: Tensor) -> bool:
+    """Whether a language model makes more than CHUNKING_MIN_LOGITS logits for these labels."""
+    return hasattr(model, "lm_head") and bool(labels.numel() * model.config.vocab_size > CHUNKING_MIN_LOGITS)
