@@ -12,6 +12,7 @@ from pathlib import Path
 from kn.data import documentation as corpora
 from kn.data import glue
 from kn.data.hub import SourceError
+from kn.files import PROJECT_ROOT
 from kn.report import notebooks
 from kn.suite import cost, devices, doctor, executors, launch, profiles
 from kn.suite import plan as kinds
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError("mirror needs a folder: python -m kn mirror DIR")
             mirror.make(options.folder)
             if options.wheels:
-                mirror.wheels(options.folder, kinds.ROOT / "requirements.txt")
+                mirror.wheels(options.folder, PROJECT_ROOT / "requirements.txt")
             return 0
         if options.command == "corpus":
             if options.folder is None:
@@ -146,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         if slurm is not None and not shutil.which("sbatch"):
             raise ValueError("--slurm needs Slurm's sbatch on this machine: run it on a login node, or leave --slurm out")
         dry, store = options.dry_run or options.command == "plan", Store()
-        plan, _ = stages.plan(profile, options.only, options.seeds, without_mirror=dry)
+        plan, _ = stages.plan_stages(profile, options.only, options.seeds, without_mirror=dry)
         if dry:
             print(launch.describe(plan, store, timed(profile, store), options.jobs))
             for kind, said in doctor.examine(profile.name):

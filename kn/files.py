@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 PACKAGE = Path(__file__).parent
 PROJECT_ROOT = PACKAGE.parent
 ASSETS = PACKAGE / "assets"
+BENCHMARKS = PROJECT_ROOT / "benchmarks"  # speed-<device>.csv, for the index page and the ledger of claims
 
 
 def store_home() -> Path:

@@ -20,7 +20,7 @@ from kn.suite.store import Store
 from kn.suite.work import beyond as starts
 
 TABLES = (3, 4, 5, 6, 7)  # all that are measured
-PLAN, WANTED = stages.plan(profiles.TEST, tables=TABLES, tasks=("cola", "mnli"))
+PLAN, WANTED = stages.plan_stages(profiles.TEST, tables=TABLES, tasks=("cola", "mnli"))
 FILES = ("rows.safetensors", "web_train.json", "tokenizer/tokenizer.json", "model/model.safetensors", "submission/CoLA.tsv", "scores.csv", "log.jsonl")
 
 

@@ -13,7 +13,7 @@ from kn import KroneckerEmbedding, KroneckerLinear, KroneckerSpec, attention_kl,
 from kn.report import write as report
 from kn.suite import profiles
 from kn.suite import run as stages
-from kn.suite.plan import StagePlanner
+from kn.suite.plan import StagePlanner, table_stages
 from kn.suite.store import Stage, Store, StoreError
 
 ALLOWED = (ValueError, TypeError)
@@ -207,7 +207,7 @@ def test_profiles_and_their_plans(name, key, value):
     profile = attempt(lambda: profiles.load(name, (f"{key}={value}",)))
     if profile is not None and "text.web" not in key and "text.wiki" not in key and key != "text.file":
         made = StagePlanner(profile, without_mirror=True)
-        assert all(0 <= item.cost < math.inf and item.path for item in (*made.table(4, range(1), ("cola",)), *made.table(5, range(1), ("cola",))))
+        assert all(0 <= item.cost < math.inf and item.path for item in (*table_stages(made, 4, range(1), ("cola",)), *table_stages(made, 5, range(1), ("cola",))))
 
 
 record = st.one_of(
@@ -269,7 +269,7 @@ def test_store(tmp_path_factory, home, kind, fields, plain, found):
 @USUAL
 @given(tables=st.one_of(st.just([4]), odd), seeds=st.one_of(st.just(1), odd), tasks=st.one_of(st.just(("cola",)), odd))
 def test_plan(tables, seeds, tasks):
-    found = attempt(lambda: stages.plan(profiles.TEST, tables, seeds, tasks))
+    found = attempt(lambda: stages.plan_stages(profiles.TEST, tables, seeds, tasks))
     assert found is None or all(item.path for item in found[0])
 
 

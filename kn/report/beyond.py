@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kn.report.statistics import Values
 from kn.report.tables import TASKS, Found, Sheet, before_finetuning, find
-from kn.suite.plan import BEYOND, COMPRESSION_GRID, STARTS, row_of
+from kn.suite.plan import BEYOND, COMPRESSION_GRID, STARTS, glue_row
 
 if TYPE_CHECKING:
     import pandas
@@ -74,7 +74,7 @@ def ratio(above: Found, below: Found) -> Found:
 
 def twins(records: list[dict], start: str, share: float) -> Found:
     """Mean dev score over the tasks that were fine-tuned on, by seed."""
-    row = row_of(start, share)
+    row = glue_row(start, share)
     parts = [found for task in TASKS if (found := find(records, "dev.headline", "finetune_glue", row=row, task=task)).values and task in _tasks(records)]
     seeds = [seed for seed in parts[0].values if all(seed in part.values for part in parts)] if parts else []
     return Found({seed: sum(part.values[seed] for part in parts) / len(parts) for seed in seeds}, sum((part.stages for part in parts), []))
@@ -88,12 +88,12 @@ def _tasks(records: list[dict]) -> set[str]:
 def _alignment(sheet: Sheet, records: list[dict]) -> None:
     teacher = {domain: before_finetuning(records, "teacher", f"perplexity.{domain}.test") for domain in DOMAINS}
     alone: dict[str, dict] = next((record["metrics"]["ingredients"] for record in records if record["stage"] == "aligned"), {})
-    rows = {"GPT-2 (teacher)": (teacher.get, "teacher", Found()), "SVD start": (_path(records, "svd", 0), row_of("svd", 0), Found())}
+    rows = {"GPT-2 (teacher)": (teacher.get, "teacher", Found()), "SVD start": (_path(records, "svd", 0), glue_row("svd", 0), Found())}
     rows |= {f"Aligned: {key}": (lambda domain, key=key: _ingredient(records, key, domain), "", Found()) for key in alone}
-    rows["Aligned start: all, dense layers corrected"] = (_path(records, "aligned", 0), row_of("aligned", 0), Found())
+    rows["Aligned start: all, dense layers corrected"] = (_path(records, "aligned", 0), glue_row("aligned", 0), Found())
     for start in STARTS:
         for share in shares_of(records, start)[1:]:
-            rows[f"{NAMES[start]} + {share:g} of the light pre-training"] = (_path(records, start, share), row_of(start, share), started(records, start, share, "tokens"))
+            rows[f"{NAMES[start]} + {share:g} of the light pre-training"] = (_path(records, start, share), glue_row(start, share), started(records, start, share, "tokens"))
     for row, (perplexity, fine_tuned, tokens) in rows.items():
         for domain, name in DOMAINS.items():
             sheet.add(row, name, perplexity(domain), "test perplexity", "perplexity")

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from itertools import permutations
 from typing import TYPE_CHECKING, NamedTuple
 
+from kn.files import BENCHMARKS
 from kn.paper import claims, printed, value_of
 from kn.report.statistics import Values, interval, paired
 from kn.report.tables import GLUE_ROWS, SEED_COLUMNS, TASKS
-from kn.suite.plan import BENCHMARKS
 
 if TYPE_CHECKING:
     import pandas

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from kn.files import PACKAGE, file_sha256
+from kn.files import PACKAGE, PROJECT_ROOT, file_sha256
 from kn.report import site
 from kn.report import write as report
 from kn.suite import plan as kinds
@@ -18,7 +18,7 @@ from kn.suite import run as stages
 from kn.suite.devices import peak_bytes
 from kn.suite.store import Stage, Store, environment
 
-SOURCE = kinds.ROOT / "notebooks"
+SOURCE = PROJECT_ROOT / "notebooks"
 
 
 def key_of(source: Path, parameters: dict, plan: list[Stage]) -> str:
@@ -75,7 +75,7 @@ def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage]
     folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / "run.json"
     done, failures, parameters = finished(state_path), [], {"profile": profile, "seeds": seeds}
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(kinds.ROOT), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
     started = time.monotonic()
     names = [site.file_of(n) for n in tables] + (["00_start_here"] if set(kinds.TABLES) <= set(tables) else [])
     overrides = stages.environment_overrides()
@@ -97,10 +97,10 @@ def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage]
     found = [item for item in plan if store.has(item)]
     records = stages.records(store, found)
     settings = profiles.load(profile, overrides)
-    everything, _ = stages.plan(settings, (*kinds.TABLES, *kinds.BEYOND), seeds)  # the index shows what earlier runs made, too
+    everything, _ = stages.plan_stages(settings, (*kinds.TABLES, *kinds.BEYOND), seeds)  # the index shows what earlier runs made, too
     made = {"seeds": seeds, "tables": tables, "overrides": list(overrides), "corpus": next((r["metrics"]["fingerprint"] for r in records if r["stage"] == "corpus"), None)}
     known = stages.records(store, [item for item in everything if store.has(item)])
-    page = report.write_index(known, profile, folder, stages.switched(profile, seeds), made)
+    page = report.write_index(known, profile, folder, stages.switched_records(profile, seeds), made)
     walls = [r["provenance"]["wall_seconds"] for r in records]
     peaks = [r["provenance"]["peak_bytes"] for r in records]
     summary = {

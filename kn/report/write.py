@@ -21,13 +21,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kn.files import PROJECT_ROOT
+from kn.files import BENCHMARKS, PROJECT_ROOT
 from kn.files import write_atomic as _write
 from kn.paper import printed
 from kn.report.statistics import interval
 from kn.report.tables import COLUMNS, average, informative, sheet_of, table
 from kn.report.trends import compare, trends
-from kn.suite.plan import BENCHMARKS
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -21,7 +21,7 @@ from typing import Any
 
 from kn.files import ASSETS, PACKAGE
 from kn.suite.devices import cores, cpu_name, gpus, peak_bytes
-from kn.suite.plan import FACTORS
+from kn.suite.planner import STEP_FLOPS
 from kn.suite.profiles import Model, Profile, Readings, Training
 from kn.suite.store import Stage, Store
 
@@ -144,7 +144,7 @@ def measure(asked: dict) -> dict:
         student = compress(teacher, KroneckerSpec(**asked["compression"]))
         length = model.context if name == "lm" else min(model.context, 32)
         batch = asked["hardware"]["micro_batch"] or asked["batches"][name]
-        per_token = 2 * (blocks + (head if name == "lm" else 0)) * FACTORS[kind]
+        per_token = 2 * (blocks + (head if name == "lm" else 0)) * STEP_FLOPS[kind]
         if not on_gpu and per_token * batch * length > CPU_FLOPS:
             length = min(length, 64)
             batch = max(1, round(CPU_FLOPS / per_token / length))

@@ -11,7 +11,8 @@ from pathlib import Path
 from kn.data import mirror
 from kn.data.hub import SourceError
 from kn.data.hub_text import mirror_folder
-from kn.suite import plan as kinds
+from kn.files import ASSETS, PROJECT_ROOT
+from kn.suite.input_digests import asset_digest
 from kn.suite.store import Store, StoreError
 
 # bytes of free disk a store needs; mini measured (five seeds 0.43 GB), midi and paper estimated (paper: token rows 2 GB, checkpoints 3, about 60 models of 0.5)
@@ -86,7 +87,7 @@ def assets() -> list[Finding]:
     found: list[Finding] = []
     for name in ("teacher", "baseline", "tokenizer"):
         try:
-            kinds.asset_digest(kinds.ASSETS / "mini" / name)
+            asset_digest(ASSETS / "mini" / name)
             found.append(("ok", f"kn/assets/mini/{name} is intact"))
         except StoreError as error:
             found.append(("error", str(error)))
@@ -107,7 +108,7 @@ def examine(profile: str = "mini") -> list[Finding]:
     home = Store().home
     python = ".".join(map(str, sys.version_info[:2]))
     first: Finding = ("ok", f"Python {python}") if (3, 11) <= sys.version_info[:2] <= (3, 13) else ("warning", f"Python {python}: 3.11 to 3.13 are the tested ones")
-    found = [first, pins(kinds.ROOT / "requirements.txt"), store_state(home), room(profile, home), memory(), *assets(), accelerator(profile)]
+    found = [first, pins(PROJECT_ROOT / "requirements.txt"), store_state(home), room(profile, home), memory(), *assets(), accelerator(profile)]
     return found + (mirror_state(mirror_folder()) if profile == "paper" or os.environ.get("KN_MIRROR") else [])
 
 

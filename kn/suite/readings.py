@@ -1,15 +1,15 @@
-"""Every reading of the paper that could turn a verdict, switched one at a time: which stages that changes."""
+"""Readings of the paper that could turn a verdict, switched one at a time, and the stages that change."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
+from dataclasses import replace
 
-from kn.suite.plan import OBJECTIVES, StagePlanner
-from kn.suite.profiles import Profile
+from kn.suite.planner import StagePlanner
+from kn.suite.settings import Profile
 from kn.suite.store import Stage
 
-SWITCHES = {  # reading: (part of the profile, the field, its other value)
+SWITCHES = {  # reading: (part of the profile, its field, the other value)
     "even layers instead of odd ones": ("compression", "layers", "even"),
     "‖B‖ = 1 instead of √σ for A and B": ("compression", "scale", "unit_b"),
     "KL(teacher ‖ student) in eq. 3": ("readings", "direction", "teacher_student"),
@@ -20,26 +20,33 @@ SWITCHES = {  # reading: (part of the profile, the field, its other value)
 }
 
 
-def switched(profile: Profile, name: str) -> Profile:
+def switch_reading(profile: Profile, name: str) -> Profile:
     """The profile with one reading switched; ValueError for an unknown reading."""
     if name not in SWITCHES:
         raise ValueError(f"reading {name!r} is unknown: allowed are {', '.join(SWITCHES)}")
     part, field, value = SWITCHES[name]
-    return dataclasses.replace(profile, **{part: dataclasses.replace(getattr(profile, part), **{field: value})})
+    return replace(profile, **{part: replace(getattr(profile, part), **{field: value})})
 
 
-def stages(profile: Profile, name: str, seeds: Iterable[int], tasks: tuple[str, ...], without_mirror: bool = False) -> list[Stage]:
-    """What a switched reading makes anew, of the seeds and GLUE tasks that the profile has for this."""
-    plan, chosen = StagePlanner(switched(profile, name), without_mirror), [task for task in profile.ledger.tasks if task in tasks]
-    seeds, found = list(seeds)[: profile.ledger.seeds], []
+def switched_stages(
+    profile: Profile, name: str, seeds: Iterable[int], tasks: tuple[str, ...], without_mirror: bool = False
+) -> list[Stage]:
+    """The stages that a switched reading changes, for the profile's ledger seeds and GLUE tasks."""
+    planner = StagePlanner(switch_reading(profile, name), without_mirror)
     part, field, _ = SWITCHES[name]
-    for seed in seeds:
-        if field == "table4_ilkd":
-            found.append(plan.finetune_lm("student", seed))
-        elif field == "table7_ilkd":
-            found += [plan.finetune_glue(f"ablation_{arm}", "mnli", seed) for arm in ("none", "lm_kd") if "mnli" in tasks]
-        else:
-            arms = OBJECTIVES if part == "compression" else ("lm_kd",)
-            found += [plan.pretrain("web", "lm_kd", seed), *(plan.pretrain("wiki", arm, seed) for arm in arms if arm != "kd"), plan.finetune_lm("student", seed)]
-            found += [plan.finetune_glue(row, task, seed) for row in ("student", "student_ilkd") for task in chosen]
-    return found
+    stages = []
+    for seed in list(seeds)[: profile.ledger.seeds]:
+        if field == "table7_ilkd":
+            arms = ("none", "lm_kd") if "mnli" in tasks else ()
+            stages += [planner.finetune_glue(f"ablation_{arm}", "mnli", seed) for arm in arms]
+            continue
+        if field != "table4_ilkd":
+            objectives = ("lm", "lm_kd") if part == "compression" else ("lm_kd",)
+            stages.append(planner.pretrain("web", "lm_kd", seed))
+            stages += [planner.pretrain("wiki", objective, seed) for objective in objectives]
+        stages.append(planner.finetune_lm("student", seed))
+        if field != "table4_ilkd":
+            rows = ("student", "student_ilkd")
+            chosen = [task for task in profile.ledger.tasks if task in tasks]
+            stages += [planner.finetune_glue(row, task, seed) for row in rows for task in chosen]
+    return stages

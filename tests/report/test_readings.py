@@ -17,15 +17,15 @@ TASKS = kinds.TASKS
 
 
 def plan_paths(tables, seeds):
-    return {item.path for item in stages.plan(profiles.MINI, tables, seeds)[0]}
+    return {item.path for item in stages.plan_stages(profiles.MINI, tables, seeds)[0]}
 
 
 @pytest.mark.parametrize("name", readings.SWITCHES)
 def test_a_switch_changes_one_field_and_makes_only_new_stages(name):
     part, field, value = readings.SWITCHES[name]
-    changed = readings.switched(profiles.MINI, name)
+    changed = readings.switch_reading(profiles.MINI, name)
     assert getattr(getattr(changed, part), field) == value != getattr(getattr(profiles.MINI, part), field)
-    made = readings.stages(profiles.MINI, name, range(5), TASKS)
+    made = readings.switched_stages(profiles.MINI, name, range(5), TASKS)
     assert made and {item["seed"] for item in made} == set(range(profiles.MINI.ledger.seeds))
     assert not {item.path for item in made} & plan_paths(range(1, 8), 5)
 
@@ -37,14 +37,14 @@ def test_every_reading_that_the_readme_calls_a_switch_of_training_is_there():
 
 def test_an_unknown_reading():
     with pytest.raises(ValueError, match="^reading 'odd' is unknown: allowed are even layers instead of odd ones, "):
-        readings.switched(profiles.MINI, "odd")
+        readings.switch_reading(profiles.MINI, "odd")
 
 
 def test_the_plan_of_the_ledger_holds_the_tables_and_the_switched_stages():
-    plan, wanted = stages.plan(profiles.MINI, ("claims",), 2)
+    plan, wanted = stages.plan_stages(profiles.MINI, ("claims",), 2)
     paths = {item.path for item in plan}
     assert plan_paths(range(1, 8), 2) < paths
-    assert {item.path for name in readings.SWITCHES for item in readings.stages(profiles.MINI, name, range(2), TASKS)} < paths
+    assert {item.path for name in readings.SWITCHES for item in readings.switched_stages(profiles.MINI, name, range(2), TASKS)} < paths
     assert not {item.kind for item in wanted} & {"aligned", "compressed"}
 
 

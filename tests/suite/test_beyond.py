@@ -86,17 +86,17 @@ def test_the_aligned_start_keeps_the_teacher_in_its_own_basis(store):
 
 def test_other_seeds_calibrate_on_other_text_and_the_svd_start_stays():
     plan = kinds.StagePlanner(profiles.TEST)
-    assert plan.aligned(0).hash != plan.aligned(1).hash and plan.started("svd", 0, 0) is plan.started("svd", 0, 1)
-    assert plan.started("svd", 1, 3) == plan.pretrain("web", "lm_kd", 3)  # Table 3's, not made twice
-    assert kinds.row_of("svd", 1) == "student" and kinds.row_of("svd", 0.1) == "svd@0.1"
+    assert plan.aligned(0).hash != plan.aligned(1).hash and plan.light_pretrained("svd", 0, 0) is plan.light_pretrained("svd", 0, 1)
+    assert plan.light_pretrained("svd", 1, 3) == plan.pretrain("web", "lm_kd", 3)  # Table 3's, not made twice
+    assert kinds.glue_row("svd", 1) == "student" and kinds.glue_row("svd", 0.1) == "svd@0.1"
 
 
 def test_what_is_not_restricted_to_tables():
-    made, wanted = stages.plan(profiles.TEST, kinds.BEYOND, 2, tasks=("rte",))
+    made, wanted = stages.plan_stages(profiles.TEST, kinds.BEYOND, 2, tasks=("rte",))
     assert {item["task"] for item in wanted if item.kind == "finetune_glue"} == {"rte"}
     assert {item.kind for item in made} == {"corpus", "pretrained", "decompose", "aligned", "heal", "pretrain", "twins", "finetune_glue", "compressed"}
     with pytest.raises(ValueError, match="^table 8 does not exist: allowed are 1 to 7, beyond_alignment, beyond_compression and claims$"):
-        stages.plan(profiles.TEST, [8])
+        stages.plan_stages(profiles.TEST, [8])
 
 
 def test_narrow_models_begin_from_the_aligned_ones_and_the_sizes_are_equal(store):

@@ -10,7 +10,7 @@ from kn.suite import cost, launch, profiles
 from kn.suite import run as stages
 from kn.suite.store import Store
 
-PLAN = stages.plan(profiles.PAPER, without_mirror=True)[0]
+PLAN = stages.plan_stages(profiles.PAPER, without_mirror=True)[0]
 
 
 def pick(kind, **fields):

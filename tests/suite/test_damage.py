@@ -15,8 +15,7 @@ from conftest import TIMED, tiny_gpt2
 
 from kn.distill import DistillationConfig
 from kn.report import notebooks, site
-from kn.suite import checkpoints, cost, evaluate, launch, profiles
-from kn.suite import plan as kinds
+from kn.suite import checkpoints, cost, evaluate, input_digests, launch, profiles
 from kn.suite import run as stages
 from kn.suite import training as fit
 from kn.suite.store import Store, StoreError
@@ -257,11 +256,11 @@ def test_a_model_whose_weights_are_no_numbers_gives_none():
 
 def test_another_version_of_a_documentation_package_is_another_key(monkeypatch):
     """Its documentation is the corpus: nothing made from one version is ever taken for the other's."""
-    real = kinds.version
-    monkeypatch.setattr(kinds, "version", lambda name: "0.0.1" if name == "mpmath" else real(name))
-    kinds.pins.cache_clear()
-    other, _ = stages.plan(profiles.TEST, tables=cheap.TABLES, tasks=("cola", "mnli"))
-    kinds.pins.cache_clear()
+    real = input_digests.version
+    monkeypatch.setattr(input_digests, "version", lambda name: "0.0.1" if name == "mpmath" else real(name))
+    input_digests.package_versions.cache_clear()
+    other, _ = stages.plan_stages(profiles.TEST, tables=cheap.TABLES, tasks=("cola", "mnli"))
+    input_digests.package_versions.cache_clear()
     assert {item.path for item in other} & {item.path for item in PLAN} == {item.path for item in PLAN if item.kind == "shapes"}
 
 

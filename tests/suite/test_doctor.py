@@ -5,7 +5,6 @@ from collections import namedtuple
 import pytest
 
 from kn.suite import doctor
-from kn.suite import plan as kinds
 
 
 def test_a_sound_machine_has_no_error(tmp_path, monkeypatch, capsys):
@@ -54,8 +53,7 @@ def test_assets_and_mirror(tmp_path, monkeypatch, what, message):
     if what == "damage":
         (tmp_path / "mini" / "SHA256SUMS").write_text("")
         (tmp_path / "mirror" / "mirror.json").write_text("[")
-    monkeypatch.setattr(kinds, "ASSETS", tmp_path)
-    monkeypatch.setattr(kinds, "ROOT", tmp_path)
+    monkeypatch.setattr(doctor, "ASSETS", tmp_path)
     findings = doctor.assets() + doctor.mirror_state(tmp_path / "mirror")
     assert len(findings) == 4 and all(kind == "error" and message in text for kind, text in findings)
     assert "git checkout" in findings[0][1] and "python -m kn mirror" in findings[-1][1]

@@ -14,7 +14,7 @@ from kn.suite import devices, executors, launch, profiles
 from kn.suite import run as stages
 from kn.suite.store import Store
 
-PLAN = stages.plan(profiles.TEST, tables=(3,))[0]
+PLAN = stages.plan_stages(profiles.TEST, tables=(3,))[0]
 
 
 def metrics(store):

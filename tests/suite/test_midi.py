@@ -21,7 +21,7 @@ CUT = [
 
 @pytest.fixture(scope="module")
 def carried(tmp_path_factory):
-    """A corpus of two small packages, written as `python -m kn corpus` does."""
+    """A corpus of two small packages, written as `python -m kn export-corpus` does."""
     file = tmp_path_factory.mktemp("carried") / "corpus.json"
     corpora.write(corpora.build({"web": ("joblib", "jinja2"), "wiki": ("mpmath",)}, {"web": (0.25, 0.25), "wiki": (0.25, 0.25)}), file)
     return file
@@ -47,14 +47,14 @@ def test_midi_trains_its_models_and_fills_its_tables(tmp_path, carried):
 
 def test_a_missing_corpus_file_is_named(tmp_path):
     result = start(tmp_path, tmp_path / "nothing.json", "--dry-run")
-    assert result.returncode == 2 and "nothing.json is not there: make it with `python -m kn corpus" in result.stderr
+    assert result.returncode == 2 and "nothing.json is not there: make it with `python -m kn export-corpus" in result.stderr
 
 
 def test_a_corpus_file_is_read_back_or_refused(tmp_path, carried):
     found = corpora.read(carried)
     assert set(found) == {"web", "wiki"} and found["web"].train and all(isinstance(split, tuple) for split in (found["web"].train, found["wiki"].test))
     (tmp_path / "other.json").write_text('{"web": {"train": []}}')
-    with pytest.raises(ValueError, match="other.json is no corpus file .*: make it again with `python -m kn corpus"):
+    with pytest.raises(ValueError, match="other.json is no corpus file .*: make it again with `python -m kn export-corpus"):
         corpora.read(tmp_path / "other.json")
 
 

@@ -8,9 +8,8 @@ import torch
 from conftest import tiny_gpt2
 
 from kn.data import documentation as corpora
-from kn.suite import plan as kinds
+from kn.suite import input_digests, profiles
 from kn.suite import pretrain_mini as rebuild
-from kn.suite import profiles
 from kn.suite.store import Store
 from kn.suite.work.stages import load_model
 
@@ -51,7 +50,7 @@ def test_rebuild_from_text_to_assets(tmp_path):
         assert rebuild.rebuild(store, tmp_path / "extra", profile, (TINY, replace(TINY, steps=4))) == 0
         sums = (store.home / "rebuild" / "mini" / "SHA256SUMS").read_text()
     assets = store.home / "rebuild" / "mini"
-    assert kinds.asset_digest.__wrapped__(assets / "teacher") == rebuild.file_sha256(assets / "SHA256SUMS") and "baseline/model.safetensors" in sums
+    assert input_digests.asset_digest.__wrapped__(assets / "teacher") == rebuild.file_sha256(assets / "SHA256SUMS") and "baseline/model.safetensors" in sums
     teacher, baseline = load_model(assets / "teacher"), load_model(assets / "baseline")
     assert teacher.config.n_layer == 2 and baseline.config.n_layer == 1 and teacher.config.vocab_size == 400
     measured = {name: json.loads((assets / name / "recipe.json").read_text())["measured"] for name in ("teacher", "baseline")}

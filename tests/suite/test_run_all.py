@@ -12,8 +12,10 @@ import time
 import pytest
 from conftest import ROOT, known_speed
 
-from kn.suite import plan as kinds
+from kn.files import ASSETS
 from kn.suite import profiles
+from kn.suite.input_digests import asset_digest
+from kn.suite.store import StoreError
 
 
 def kn(*arguments, home, timeout=300, **environment):
@@ -72,8 +74,8 @@ def test_unwritable_reports(tmp_path):
 
 
 @pytest.mark.parametrize(("what", "message"), [("damage", "is damaged"), ("delete", "is missing")])
-def test_damaged_assets(tmp_path, monkeypatch, what, message):
-    shutil.copytree(kinds.ASSETS, tmp_path / "assets")
+def test_damaged_assets(tmp_path, what, message):
+    shutil.copytree(ASSETS, tmp_path / "assets")
     target = tmp_path / "assets" / "mini" / "teacher" / "model.safetensors"
     if what == "damage":
         content = bytearray(target.read_bytes())
@@ -81,10 +83,8 @@ def test_damaged_assets(tmp_path, monkeypatch, what, message):
         target.write_bytes(bytes(content))
     else:
         target.unlink()
-    monkeypatch.setattr(kinds, "ASSETS", tmp_path / "assets")
-    monkeypatch.setattr(kinds, "ROOT", tmp_path)
-    with pytest.raises(kinds.StoreError, match=message + ".*git checkout"):
-        kinds.asset_digest(tmp_path / "assets" / "mini" / "teacher")
+    with pytest.raises(StoreError, match=message + ".*git checkout"):
+        asset_digest(tmp_path / "assets" / "mini" / "teacher")
 
 
 def finished(home):

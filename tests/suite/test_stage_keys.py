@@ -10,9 +10,8 @@ from unittest import mock
 
 import pytest
 
-from kn.suite import plan as kinds
-from kn.suite import profiles
-from kn.suite import run as stages
+from kn.suite import planner, profiles
+from kn.suite.plan import NOTEBOOKS, plan_stages
 
 FILE = Path(__file__).with_name("stage_keys.json")
 OVERRIDES = (  # whole numbers where fractions are allowed, and the reverse: a key holds them as they were written
@@ -24,9 +23,9 @@ CASES = [(name, precision, overrides) for precision in ("bf16", "fp32") for name
 
 def keys(name, precision, overrides):
     """{kind: number of stages and a digest over their paths} of all notebooks with two seeds; what follows the machine (packages, assets, mirror) is left out."""
-    outside = {"precision": lambda device="cpu": precision, "pins": lambda names: dict.fromkeys(names, "1"), "asset_digest": lambda folder: "asset"}
-    with mock.patch.multiple(kinds, **outside), mock.patch("kn.data.hub_text.digest", lambda items: {}):
-        plan, _ = stages.plan(profiles.load(name, overrides), kinds.NOTEBOOKS, 2, without_mirror=True)
+    outside = {"precision": lambda device="cpu": precision, "package_versions": lambda names: dict.fromkeys(names, "1"), "asset_digest": lambda folder: "asset"}
+    with mock.patch.multiple(planner, **outside), mock.patch("kn.data.hub_text.digest", lambda items: {}):
+        plan, _ = plan_stages(profiles.load(name, overrides), NOTEBOOKS, 2, without_mirror=True)
     found: dict[str, list[str]] = {}
     for item in plan:
         found.setdefault(item.kind, []).append(item.path)

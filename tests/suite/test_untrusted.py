@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from kn import KnGPT2LMHeadModel, compress
+from kn.files import ASSETS
 from kn.models import loading
-from kn.suite import plan as kinds
 from kn.suite.work.stages import load_model
 
 
@@ -204,7 +204,7 @@ def test_a_configuration_that_is_none(model, content):
 
 def test_tokenizers_run_no_code(tmp_path):
     mark, folder = tmp_path / "ran", tmp_path / "tokenizer"
-    shutil.copytree(kinds.ASSETS / "mini" / "tokenizer", folder)
+    shutil.copytree(ASSETS / "mini" / "tokenizer", folder)
     assert loading.load_tokenizer(folder).eos_token_id == 0
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
     settings = json.loads((folder / "tokenizer_config.json").read_text())

@@ -158,7 +158,7 @@ def said(capsys):
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ("text.file=../../etc/passwd", "is not there: make it with `python -m kn corpus"),
+        ("text.file=../../etc/passwd", "is not there: make it with `python -m kn export-corpus"),
         ("text.file=/etc", "is not there"),
         ("text.web=../../evil", "package '../../evil' is not installed"),
         ("text.web=os.path", "package 'os.path' is not installed"),
@@ -190,7 +190,7 @@ def test_names_of_profiles(quiet, capsys, name):
 
 @pytest.mark.parametrize("value", [SCRIPT, "1", 0, -1, 1.0, True, None, 10**6])
 def test_parameters_of_a_notebook(quiet, value):
-    with pytest.raises(ValueError, match="^seeds is .*: a whole number of at least 1 and at most 999 wanted$"):
+    with pytest.raises(ValueError, match="^seeds is .*: an integer from 1 to 999 is needed$"):
         stages.make_records("test", tables=[1], seeds=value)
 
 
