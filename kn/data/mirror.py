@@ -1,7 +1,7 @@
-"""`python -m kn mirror DIR`: everything the paper profile needs, fetched once where there is a network, and checked.
+"""Fetch the hub's models and data once, into a mirror for runs without a network: `python -m kn mirror DIR`.
 
-A run with KN_MIRROR=DIR then needs none. What is there and intact is not fetched again; commits are resolved when the
-mirror is made and recorded in mirror.json, with the size and sha256 of every file.
+Commits are resolved when the mirror is made and recorded in mirror.json, with the size and sha256 of every file.
+Intact files are not fetched again.
 """
 
 from __future__ import annotations
@@ -14,87 +14,106 @@ import sys
 import time
 from pathlib import Path
 
-from kn.data.hub import ITEMS, Item, SourceError, inside, manifest, refetch_hint
-from kn.files import file_sha256
+from kn.data.hub import REPOSITORIES, HubRepository, SourceError, mirror_path, read_manifest, refetch_hint
+from kn.files import file_sha256, write_atomic
 
-ROOM = 1.1  # free space wanted, as a multiple of what is to be fetched
-
-
-def wanted(names: list[str], patterns: tuple[str, ...]) -> list[str]:
-    """The repository's files that match, code and pickles never."""
-    return [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns) and not n.endswith((".py", ".bin", ".pt", ".pkl", ".pickle"))]
+DISK_MARGIN = 1.1  # free space that a download needs, as a multiple of its size
+CODE_SUFFIXES = (".py", ".bin", ".pt", ".pkl", ".pickle")  # code and pickles are never fetched
 
 
-def resolve(item: Item, api) -> tuple[str, str, dict[str, int]]:
-    """(revision asked for, commit, {file: bytes}) of a repository on the hub; SourceError where no file is as wanted."""
+def resolve_revision(item: HubRepository, api) -> tuple[str, str, dict[str, int]]:
+    """(revision, its commit, {matching file: bytes}) of a repository; SourceError where no file matches."""
     for revision in filter(None, ("main", item.fallback)):
         info = api.repo_info(item.repository, repo_type=item.kind, revision=revision, files_metadata=True)
-        sizes = {s.rfilename: s.size or 0 for s in info.siblings}
-        found = {name: sizes[name] for name in wanted(list(sizes), item.patterns)}
-        if found:
-            return revision, info.sha, found
-    raise SourceError(f"{item.repository} holds no file like {', '.join(item.patterns)}: its layout has changed, please report it")
+        sizes = {
+            file.rfilename: file.size or 0
+            for file in info.siblings
+            if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in item.patterns)
+            and not file.rfilename.endswith(CODE_SUFFIXES)
+        }
+        if sizes:
+            return revision, info.sha, sizes
+    raise SourceError(
+        f"{item.repository} holds no file like {', '.join(item.patterns)}: its layout has changed, please report it"
+    )
 
 
-def record(folder: Path, names: list[str]) -> dict[str, list]:
+def file_records(folder: Path, names: list[str]) -> dict[str, list]:
     """{file: [bytes, sha256]}."""
     return {name: [(folder / name).stat().st_size, file_sha256(folder / name)] for name in sorted(names)}
 
 
-def problems(mirror: Path, deep: bool = True, items: dict[str, Item] = ITEMS) -> list[str]:
-    """What is missing or damaged in a mirror, one line each with the command that mends it; all contents are read if `deep`."""
-    known, found = manifest(mirror)["items"], []
+def problems(mirror: Path, deep: bool = True, items: dict[str, HubRepository] = REPOSITORIES) -> list[str]:
+    """Missing or damaged files of a mirror, a line each with the command that helps; `deep` reads all contents."""
+    known, found = read_manifest(mirror)["items"], []
     for name in items:
         if name not in known:
-            found.append(f"{name} is not in the mirror {mirror}: {refetch_hint(mirror)}")
+            found.append(f"{name} is not in the mirror {mirror}")
             continue
         for file, (size, digest) in known[name]["files"].items():
             path = mirror / name / file
             if not path.exists():
-                found.append(f"{path} is missing: {refetch_hint(mirror)}")
+                found.append(f"{path} is missing")
             elif path.stat().st_size != size or deep and file_sha256(path) != digest:
-                found.append(f"{path} is damaged (another content than mirror.json says): {refetch_hint(mirror)}")
-    return found
+                found.append(f"{path} is damaged (another content than mirror.json says)")
+    return [f"{problem}: {refetch_hint(mirror)}" for problem in found]
 
 
 def write_manifest(mirror: Path, items: dict) -> None:
-    """mirror.json, whole or not at all."""
-    part = mirror / "mirror.json.part"
-    part.write_text(json.dumps({"made": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), "items": items}, indent=1) + "\n")
-    part.replace(mirror / "mirror.json")
+    """Write mirror.json atomically."""
+    made = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    write_atomic(mirror / "mirror.json", json.dumps({"made": made, "items": items}, indent=1) + "\n")
 
 
-def make(mirror: Path, items: dict[str, Item] = ITEMS, api=None, download=None) -> int:
-    """Fetch what is missing; resumes. Returns 0; SourceError for too little room or a repository that cannot be reached."""
+def make(mirror: Path, items: dict[str, HubRepository] = REPOSITORIES, api=None, download=None) -> int:
+    """Fetch missing or damaged repositories into `mirror`; returns 0.
+
+    Raises SourceError where the disk is too small or a repository cannot be reached.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     api, download = api or HfApi(), download or snapshot_download
     mirror.mkdir(parents=True, exist_ok=True)
-    known = manifest(mirror)["items"] if (mirror / "mirror.json").exists() else {}
+    known = read_manifest(mirror)["items"] if (mirror / "mirror.json").exists() else {}
     for name, item in items.items():
         if name in known and not problems(mirror, items={name: item}):
             print(f"{name}: there, {known[name]['repository']}@{known[name]['commit'][:12]}", flush=True)
             continue
         try:
-            revision, commit, sizes = resolve(item, api)
+            revision, commit, sizes = resolve_revision(item, api)
         except SourceError:
             raise
         except Exception as error:  # many kinds of network and hub errors
-            raise SourceError(f"{item.repository} cannot be reached ({type(error).__name__}): is there a network, and is HF_HUB_OFFLINE unset?") from error
+            raise SourceError(
+                f"{item.repository} cannot be reached ({type(error).__name__}): is there a network, and is "
+                "HF_HUB_OFFLINE unset?"
+            ) from error
         for file in sizes:
-            inside(mirror, name, file)
+            mirror_path(mirror, name, file)
         total, free = sum(sizes.values()), shutil.disk_usage(mirror).free
-        if total * ROOM > free:
-            raise SourceError(f"{name} needs {total / 1e9:.1f} GB, {mirror} has {free / 1e9:.1f} GB free: make room or choose another folder")
+        if total * DISK_MARGIN > free:
+            raise SourceError(
+                f"{name} needs {total / 1e9:.1f} GB, {mirror} has {free / 1e9:.1f} GB free: make room or choose "
+                "another folder"
+            )
         print(f"{name}: {len(sizes)} files, {total / 1e9:.2f} GB of {item.repository}@{commit[:12]}", flush=True)
-        download(item.repository, repo_type=item.kind, revision=commit, local_dir=mirror / name, allow_patterns=list(sizes))
-        known[name] = {"repository": item.repository, "kind": item.kind, "revision": revision, "commit": commit, "files": record(mirror / name, list(sizes))}
+        files = list(sizes)
+        download(
+            item.repository, repo_type=item.kind, revision=commit, local_dir=mirror / name, allow_patterns=files
+        )
+        known[name] = {
+            "repository": item.repository, "kind": item.kind, "revision": revision, "commit": commit,
+            "files": file_records(mirror / name, files),
+        }
         write_manifest(mirror, known)
     return 0
 
 
 def wheels(mirror: Path, requirements: Path) -> None:
-    """The pinned packages as wheels in <mirror>/wheels, for an installation without a network; SourceError where pip fails."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "-r", str(requirements), "-d", str(mirror / "wheels")]
+    """Download the pinned packages as wheels into <mirror>/wheels; SourceError where pip fails."""
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+        "-r", str(requirements), "-d", str(mirror / "wheels"),
+    ]
     if subprocess.run(command).returncode:
         raise SourceError(f"pip could not fetch the pins of {requirements.name}: see its message above")

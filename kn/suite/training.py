@@ -1,25 +1,92 @@
-"""One training run with transformers' Trainer: its arguments, its checkpoints, its log."""
+"""One training run with transformers' Trainer: its arguments, its log, and checkpoints that survive a killed process.
+
+A process can be killed while it writes a checkpoint, and a disk can turn a bit in one. Either would end in an error at
+every new start, or in other numbers without any error. So a checkpoint counts once its manifest is written, and only
+while every byte is the one of the manifest.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from kn.distill import DistillationConfig, DistillTrainer
-from kn.suite import checkpoints
+from kn.distill.ilkd import Distillation, DistillTrainer
+from kn.files import file_sha256, json_sha256
 
-CHECKPOINT = 500  # a run of more steps is saved about every so many, and goes on from there when it was stopped
-LOGGED = ("step", "loss", "embedding", "attention", "hidden", "cross_entropy", "logits", "learning_rate")
+CHECKPOINT_STEPS = 500  # a longer run is saved about every so many steps
+LOG_LINES = 25  # of a run
+LOG_KEYS = ("step", "loss", "embedding", "attention", "hidden", "cross_entropy", "logits", "learning_rate")
+MANIFEST = "checkpoint_manifest.json"
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def write_checkpoint_manifest(folder: Path, seconds: float) -> None:
+    """Declare a checkpoint complete: size and sha256 of its files, and the seconds of training up to it."""
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
+    files = {p.relative_to(folder).as_posix(): [p.stat().st_size, file_sha256(p)] for p in paths}
+    manifest = {"seconds": seconds, "files": files}
+    part = folder.with_name(f"{folder.name}.part")
+    part.write_text(json.dumps({**manifest, "digest": json_sha256(manifest)}))
+    part.replace(folder / MANIFEST)
+
+
+def checkpoint_seconds(folder: Path) -> float | None:
+    """Seconds of training up to a checkpoint; None where it is incomplete or damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        intact = manifest.pop("digest") == json_sha256(manifest) and all(
+            (folder / name).stat().st_size == size and file_sha256(folder / name) == digest
+            for name, (size, digest) in manifest["files"].items()
+        )
+        return float(manifest["seconds"]) if intact else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest intact checkpoint in a folder; damaged ones are removed."""
+    found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
+    for checkpoint in sorted(found, key=lambda p: -int(p.name.rpartition("-")[2])):
+        if checkpoint_seconds(checkpoint) is not None:
+            return checkpoint
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return None
+
+
+class CheckpointCallback(TrainerCallback):
+    """Writes the manifest of each checkpoint, with the seconds of training over all resumptions."""
+
+    def __init__(self, folder: Path, resumed_from: Path | None):
+        self.folder, self.started = folder, time.monotonic()
+        self.seconds_before = checkpoint_seconds(resumed_from) or 0.0 if resumed_from else 0.0
+
+    def seconds(self) -> float:
+        """Seconds of training so far, including those before the checkpoint."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def on_save(self, _, state, *__, **___):
+        if state.is_world_process_zero:
+            write_checkpoint_manifest(self.folder / f"checkpoint-{state.global_step}", self.seconds())
+
+
+# ---------------------------------------------------------------- data and settings
 
 
 class TokenRows(torch.utils.data.Dataset):
-    """Rows of token ids as language-model examples."""
+    """Token rows (n, context) as language-model examples."""
 
     def __init__(self, rows: torch.Tensor):
         self.rows = rows
@@ -32,83 +99,134 @@ class TokenRows(torch.utils.data.Dataset):
         return {"input_ids": row, "labels": row}
 
 
-def lm_collate(items: list[dict]) -> dict[str, torch.Tensor]:
-    """Stack equally long token rows."""
+def collate_token_rows(items: list[dict]) -> dict[str, torch.Tensor]:
+    """Stack token rows of one length to (b, context)."""
     return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
 
-def distillation_of(settings: dict, method: str, alphas=None) -> DistillationConfig:
-    """A DistillationConfig from the stage's readings."""
+def distillation_config(settings: dict, method: str, alphas=None) -> Distillation:
+    """A stage's distillation settings for a method: "none", "vanilla" or "ilkd"."""
     r = settings["readings"]
-    return DistillationConfig(method, tuple(alphas or settings["training"]["alphas"]), r["direction"], r["hidden_point"], r["logit_term"], r["kd_weight"], r["temperature"])
+    alphas = tuple(alphas or settings["training"]["alphas"])
+    return Distillation(
+        method, alphas, r["direction"], r["hidden_point"], r["logit_term"], r["kd_weight"], r["temperature"]
+    )
 
 
-class Clock(TrainerCallback):
-    """Seconds of training over all resumptions, and the seal of each checkpoint, which holds those before it."""
+def training_arguments(settings: dict, steps: int, seed: int, folder: Path, resources: dict) -> TrainingArguments:
+    """TrainingArguments of a run; `resources` changes speed and memory, but no result.
 
-    def __init__(self, folder: Path, resumed: Path | None):
-        self.folder, self.before, self.started = folder, checkpoints.seconds(resumed) or 0.0 if resumed else 0.0, time.monotonic()
-
-    def seconds(self) -> float:
-        """Seconds so far, those before the checkpoint too."""
-        return self.before + time.monotonic() - self.started
-
-    def on_save(self, _, state, *__, **___):
-        if state.is_world_process_zero:
-            checkpoints.seal(self.folder / f"checkpoint-{state.global_step}", self.seconds())
-
-
-def arguments_of(settings: dict, steps: int, seed: int, folder: Path, hardware: dict) -> TrainingArguments:
-    """TrainingArguments for a run of `steps` steps; `hardware` holds what changes speed and memory but no result. ValueError where the batch cannot be split as asked."""
-    how = settings["training"]
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's count of processes
-    if how["batch_size"] % ranks:
-        raise ValueError(f"hardware.processes {ranks} does not divide the batch of {how['batch_size']}")
-    share = how["batch_size"] // ranks
-    micro = hardware.get("micro_batch") or share
-    if share % micro:
-        raise ValueError(f"hardware.micro_batch {micro} does not divide the batch of {how['batch_size']}" + (f" over {ranks} processes" if ranks > 1 else ""))
-    logging_steps = max(1, steps // 25)
-    saved = math.ceil(CHECKPOINT / logging_steps) * logging_steps  # at a logged step, so that no mean of losses is cut in two
+    Raises ValueError where the batch cannot be split over processes or into micro-batches.
+    """
+    training = settings["training"]
+    batch, processes = training["batch_size"], int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's count
+    if batch % processes:
+        raise ValueError(f"hardware.processes {processes} does not divide the batch of {batch}")
+    process_batch = batch // processes
+    micro = resources.get("micro_batch") or process_batch
+    if process_batch % micro:
+        over = f" over {processes} processes" if processes > 1 else ""
+        raise ValueError(f"hardware.micro_batch {micro} does not divide the batch of {batch}{over}")
+    logging_steps = max(1, steps // LOG_LINES)
+    save_steps = math.ceil(CHECKPOINT_STEPS / logging_steps) * logging_steps  # no logged mean is cut in two
     cuda = torch.cuda.is_available()
     return TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro, ddp_backend="gloo" if ranks > 1 and not cuda else None,
-        activation_checkpointing=bool(hardware.get("checkpointing")), learning_rate=how["learning_rate"], max_steps=steps, warmup_steps=round(how["warmup"] * steps),
-        weight_decay=how["weight_decay"], lr_scheduler_type=how["schedule"], optim=how["optimizer"], max_grad_norm=how["clip"],
-        bf16=settings["precision"] == "bf16", use_cpu=not cuda, seed=seed, save_strategy="steps" if steps > saved else "no", save_steps=saved, 
-        save_total_limit=2,  # the one before, until the new one is sealed
-        logging_steps=logging_steps, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, remove_unused_columns=False,
-        dataloader_pin_memory=cuda, train_sampling_strategy="group_by_length" if settings.get("group_by_length") else "random",
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=process_batch // micro,
+        activation_checkpointing=bool(resources.get("checkpointing")),
+        learning_rate=training["learning_rate"],
+        lr_scheduler_type=training["schedule"],
+        warmup_steps=round(training["warmup"] * steps),
+        optim=training["optimizer"],
+        weight_decay=training["weight_decay"],
+        max_grad_norm=training["clip"],
+        seed=seed,
+        bf16=settings["precision"] == "bf16",
+        use_cpu=not cuda,
+        ddp_backend="gloo" if processes > 1 and not cuda else None,
+        dataloader_pin_memory=cuda,
+        train_sampling_strategy="group_by_length" if settings.get("group_by_length") else "random",
+        remove_unused_columns=False,
+        save_strategy="steps" if steps > save_steps else "no",
+        save_steps=save_steps,
+        save_total_limit=2,  # the one before, until the new one has its manifest
+        logging_steps=logging_steps,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
-def run_trainer(model, data, collate, scratch: Path, settings: dict, seed: int, distillation: DistillationConfig, teacher=None, hardware: dict | None = None) -> tuple[list[dict], dict, float]:
-    """Train, from the last checkpoint in `scratch` if there is one; returns the log, the hyper-parameters as they were used, and the seconds it took in all.
+# ---------------------------------------------------------------- the run
 
-    MemoryError where a GPU's memory does not suffice, with what to set; FloatingPointError where the loss is not finite.
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything one training run depends on; `resources` (micro_batch, checkpointing) changes no result."""
+
+    model: torch.nn.Module
+    dataset: Any  # a torch Dataset or a list
+    collate: Callable[[list], dict[str, torch.Tensor]]
+    scratch: Path  # checkpoints go here
+    settings: dict  # of the stage: training, readings, precision; group_by_length
+    seed: int
+    distillation: Distillation
+    teacher: torch.nn.Module | None = None
+    resources: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Log lines with LOG_KEYS, the hyper-parameters as they were used, and seconds over all resumptions."""
+
+    log: list[dict]
+    hyperparameters: dict
+    seconds: float
+
+
+def run_training(job: TrainingJob) -> TrainingResult:
+    """Train `job.model` in place, from the last intact checkpoint in `job.scratch` if there is one.
+
+    Raises MemoryError where a GPU's memory does not suffice, with what to set, and FloatingPointError where loss or
+    weights are not finite.
     """
-    how, folder, hardware = settings["training"], scratch / "trainer", hardware or {}
-    steps = how["max_steps"] or math.ceil(len(data) / how["batch_size"] * how["epochs"])
-    arguments = arguments_of(settings, steps, seed, folder, hardware)
-    trainer = DistillTrainer(model=model, args=arguments, train_dataset=data, data_collator=collate, distillation=distillation, teacher=teacher)
-    trainer.remove_callback(next(c for c in (type(c) for c in trainer.callback_handler.callbacks) if c.__name__ in ("PrinterCallback", "ProgressCallback")))
-    last = checkpoints.latest(folder)
-    clock = Clock(folder, last)
+    training, distillation = job.settings["training"], job.distillation
+    folder = job.scratch / "trainer"
+    steps = training["max_steps"] or math.ceil(len(job.dataset) / training["batch_size"] * training["epochs"])
+    arguments = training_arguments(job.settings, steps, job.seed, folder, job.resources)
+    trainer = DistillTrainer(
+        model=job.model, args=arguments, train_dataset=job.dataset, data_collator=job.collate,
+        distillation=distillation, teacher=job.teacher,
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = latest_checkpoint(folder)
+    clock = CheckpointCallback(folder, checkpoint)
     trainer.add_callback(clock)
     try:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError:
-        micro = arguments.per_device_train_batch_size
-        advice = f"--set hardware.micro_batch={micro // 2} keeps the effective batch of {how['batch_size']}" if micro > 1 else "--set hardware.checkpointing=true recomputes instead of keeping"
-        raise MemoryError(f"out of GPU memory with {micro} rows at a time: {advice}") from None
+        rows = arguments.per_device_train_batch_size
+        remedy = "--set hardware.checkpointing=true recomputes instead of keeping"
+        if rows > 1:
+            batch = training["batch_size"]
+            remedy = f"--set hardware.micro_batch={rows // 2} keeps the effective batch of {batch}"
+        raise MemoryError(f"out of GPU memory with {rows} rows at a time: {remedy}") from None
     seconds = clock.seconds()
     if trainer.is_world_process_zero():
         shutil.rmtree(folder, ignore_errors=True)
-    log = [{k: line[k] for k in LOGGED if k in line} for line in trainer.state.log_history if "loss" in line]
-    bad = [line["step"] for line in log if not math.isfinite(line["loss"])]
-    if not bad and not all(parameter.isfinite().all() for parameter in model.parameters()):  # the last steps are in no line of the log
-        bad = [steps]
-    if bad:
-        raise FloatingPointError(f"the loss is not finite at step {bad[0]}: lower the learning rate ({how['learning_rate']}) or use float32")
-    used = {**how, "steps": steps, "method": distillation.method, "direction": distillation.direction, "hidden_point": distillation.hidden_point, "precision": settings["precision"], "seed": seed}
-    return log, used, seconds
+    log = [{k: line[k] for k in LOG_KEYS if k in line} for line in trainer.state.log_history if "loss" in line]
+    not_finite = [line["step"] for line in log if not math.isfinite(line["loss"])]
+    if not all(parameter.isfinite().all() for parameter in job.model.parameters()):
+        not_finite.append(steps)  # the last steps may be in no line of the log
+    if not_finite:
+        raise FloatingPointError(
+            f"the loss is not finite at step {not_finite[0]}: lower the learning rate "
+            f"({training['learning_rate']}) or use float32"
+        )
+    hyperparameters = {
+        **training, "steps": steps, "method": distillation.method, "direction": distillation.direction,
+        "hidden_point": distillation.hidden_point, "precision": job.settings["precision"], "seed": job.seed,
+    }
+    return TrainingResult(log, hyperparameters, seconds)
