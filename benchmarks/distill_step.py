@@ -29,7 +29,7 @@ from kn import capture, compress
 from kn.distill.ilkd import streaming_ilkd_loss
 from kn.suite.devices import device_name
 from kn.suite.executors import release
-from kn.suite.work.stages import SHORT
+from kn.suite.work.pretrained import EAGER_MAX_TOKENS
 
 WAYS = ("usual", "usual, fused GELU", "ours", "plain")
 ALPHAS = (0.5, 0.5, 0.5, 0.1)
@@ -48,7 +48,7 @@ def build(way: str, length: int, layers: int, device: str):
             parameter.add_(0.02 * torch.randn_like(parameter))
     student = compress(teacher)
     for model in (teacher, student):
-        model.set_attn_implementation("eager" if way.startswith("usual") or (device == "cpu" and length <= SHORT) else "sdpa")  # as stages choose it
+        model.set_attn_implementation("eager" if way.startswith("usual") or (device == "cpu" and length <= EAGER_MAX_TOKENS) else "sdpa")  # as stages choose it
         model.config.use_cache = False
     teacher.eval().requires_grad_(False)
     if device == "cuda" and way in ("ours", "plain"):

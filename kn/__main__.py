@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from kn.data import documentation as corpora
-from kn.data import glue
+from kn.data import glue_submission
 from kn.data.hub import SourceError
 from kn.files import PROJECT_ROOT
 from kn.report import notebooks
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.glue_scores:
             if profile.source != "mirror":
                 raise ValueError(f"--glue-scores is for the paper profile: {profile.name} scores its test sets itself")
-            glue.read_scores(options.glue_scores, kinds.ROWS)
+            glue_submission.read_scores(options.glue_scores, kinds.ROWS)
             os.environ["KN_GLUE_SCORES"] = str(options.glue_scores.absolute())
         if hint := devices.keep_off_gpus(profile.device):
             print(hint)

@@ -17,7 +17,7 @@ from kn.report import write as report
 from kn.suite import executors, launch, profiles
 from kn.suite import run as stages
 from kn.suite.store import Store
-from kn.suite.work import beyond as starts
+from kn.suite.work import WORK
 
 TABLES = (3, 4, 5, 6, 7)  # all that are measured
 PLAN, WANTED = stages.plan_stages(profiles.TEST, tables=TABLES, tasks=("cola", "mnli"))
@@ -81,13 +81,13 @@ def slow(stage, folder, store):
 
 def run(home, plan=PLAN, work=cheap, executor=None, **other):
     """launch.run in this process; `other` {kind: work} replaces that of single kinds."""
-    before, collector, release = dict(starts.WORK), executors.gc, executors.release
-    starts.WORK.update({kind: work for kind in before} | other)
+    before, collector, release = dict(WORK), executors.gc, executors.release
+    WORK.update({kind: work for kind in before} | other)
     executors.gc, executors.release = SimpleNamespace(get_freeze_count=lambda: 1), lambda: None  # garbage collection would take four times as long as all the rest
     try:
         return launch.run(plan, Store(home).open(), stream=open(os.devnull, "w"), executor=executor or Here(home))  # noqa: SIM115 (lives as long as the bar)
     finally:
-        starts.WORK.update(before)
+        WORK.update(before)
         executors.gc, executors.release = collector, release
 
 

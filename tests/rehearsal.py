@@ -16,8 +16,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from kn.data import glue, mirror
-from kn.data import hub as sources
+from kn.data import glue, hub, hub_datasets, mirror
 
 CARVED = 2000  # rows of a split that is carved out of the training rows
 TINY = {"n_embd": 32, "n_layer": 2, "n_head": 2}  # with --tiny; GPT-2's own vocabulary and 1,024 positions stay
@@ -31,7 +30,7 @@ def write(path: Path, table: dict[str, list], schema=None) -> None:
 
 def write_glue(target: Path, task: str, split: str, rows: list[dict]) -> None:
     """A split as the hub has it: <task>/<split>-00000-of-00001.parquet with the hub's columns, label −1 where hidden."""
-    names = sources.GLUE_TEXTS[task]
+    names = hub_datasets.GLUE_TEXTS[task]
     table = {name: [row["texts"][at] for row in rows] for at, name in enumerate(names)}
     table |= {"label": [-1 if row["label"] is None else row["label"] for row in rows], "idx": list(range(len(rows)))}
     types = [(name, pyarrow.string()) for name in names] + [("label", pyarrow.int64()), ("idx", pyarrow.int32())]
@@ -95,9 +94,9 @@ def build(data: Path, target: Path, tiny: bool = False) -> Path:
     carved = {**build_glue(data, target / "glue"), **build_text(data, target)}
     build_models(data, target, tiny)
     items = {}
-    for name, item in sources.ITEMS.items():
+    for name, item in hub.REPOSITORIES.items():
         found = [p.relative_to(target / name).as_posix() for p in (target / name).rglob("*") if p.is_file()]
-        items[name] = {"repository": item.repository, "kind": item.kind, "revision": "rehearsal", "commit": "rehearsal: not the hub's", "files": mirror.record(target / name, found)}
+        items[name] = {"repository": item.repository, "kind": item.kind, "revision": "rehearsal", "commit": "rehearsal: not the hub's", "files": mirror.file_records(target / name, found)}
     mirror.write_manifest(target, items)
     state = json.loads((target / "mirror.json").read_text())
     (target / "mirror.json").write_text(json.dumps({**state, "carved": carved, "weights": "random"}, indent=1) + "\n")

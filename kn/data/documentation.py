@@ -268,7 +268,7 @@ def read(path: Path) -> dict[str, Corpus]:
                 raise ValueError(f"the text of {name} is not the one of its fingerprint")
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ValueError(
-            f"{path} is no corpus file ({error}): make it again with `python -m kn corpus {path}`"
+            f"{path} is no corpus file ({error}): make it again with `python -m kn export-corpus {path}`"
         ) from None
     return corpora
 

@@ -16,7 +16,8 @@ from kn.suite import plan as kinds
 from kn.suite import profiles
 from kn.suite import run as stages
 from kn.suite.devices import peak_bytes
-from kn.suite.store import Stage, Store, environment
+from kn.suite.provenance import environment
+from kn.suite.store import Stage, Store
 
 SOURCE = PROJECT_ROOT / "notebooks"
 

@@ -162,7 +162,7 @@ def measure(asked: dict) -> dict:
         settings = {"training": how, "readings": dataclasses.asdict(Readings()), "precision": asked["precision"]}
         hardware = {"checkpointing": asked["hardware"]["checkpointing"]}
         with tempfile.TemporaryDirectory() as scratch:
-            fit.run_trainer(student, list(range(len(rows))), collate, Path(scratch), settings, 0, fit.distillation_of(settings, method), None if method == "none" else teacher, hardware)
+            fit.run_training(fit.TrainingJob(student, list(range(len(rows))), collate, Path(scratch), settings, 0, fit.distillation_config(settings, method), None if method == "none" else teacher, hardware))
         step = [b - a for a, b in zip(clock, clock[1:], strict=False)]
         found["seconds"][kind] = statistics.median(step[1:])
         found["tokens"][kind] = batch * length

@@ -50,7 +50,7 @@ def main(folder: Path, home: Path) -> None:
     """One of the processes."""
     import torch
 
-    from kn.suite.work.beyond import WORK
+    from kn.suite.work import WORK
 
     torch.set_num_threads(1)
     stage, store = Stage.from_json((folder / "stage.json").read_text()), Store(home)

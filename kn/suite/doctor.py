@@ -9,8 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kn.data import mirror
-from kn.data.hub import SourceError
-from kn.data.hub_text import mirror_folder
+from kn.data.hub import SourceError, mirror_folder
 from kn.files import ASSETS, PROJECT_ROOT
 from kn.suite.input_digests import asset_digest
 from kn.suite.store import Store, StoreError

@@ -40,7 +40,7 @@ def work(text: str, home: str) -> bool:
     import torch
 
     torch.set_num_threads(1)
-    from kn.suite.work.beyond import WORK
+    from kn.suite.work import WORK
 
     if not gc.get_freeze_count():
         gc.freeze()  # what the imports left is never garbage: a collection takes 0.01 instead of 0.27 s, and Trainer asks for one in each run

@@ -103,11 +103,10 @@ class StagePlanner:
 
     def mirror_settings(self, *items: str) -> dict:
         """Settings of a stage that reads these items of the mirror; SourceError where one is missing."""
-        from kn.data.hub import SourceError
-        from kn.data.hub_text import digest
+        from kn.data.hub import SourceError, digest, mirror_folder
 
         try:
-            return {"mirror": digest(items)}
+            return {"mirror": digest(mirror_folder(), items)}
         except SourceError:
             if self.without_mirror:
                 return {"mirror": {}}

@@ -21,6 +21,7 @@ from kn.models.base import count_parameters
 from kn.suite import evaluate, profiles
 from kn.suite.devices import cpu_name
 from kn.suite.provenance import environment
+from kn.suite.settings import Model, Profile, Recipe
 from kn.suite.store import Store
 
 DECAY = 0.6  # of the steps, at the end
@@ -30,7 +31,7 @@ VALID_ROWS = 400
 # ---------------------------------------------------------------- models
 
 
-def random_gpt2(shape: profiles.Model) -> GPT2LMHeadModel:
+def random_gpt2(shape: Model) -> GPT2LMHeadModel:
     """A GPT-2 of this shape with its usual random weights."""
     config = GPT2Config(
         vocab_size=shape.vocabulary, n_positions=shape.context, n_embd=shape.width, n_layer=shape.layers,
@@ -65,7 +66,7 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (steps - step) / (DECAY * steps))
 
 
-def optimizers(model, recipe: profiles.Recipe) -> list[torch.optim.Optimizer]:
+def optimizers(model, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for embeddings, gains and biases."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
     chosen = {id(p) for p in matrices}
@@ -92,7 +93,7 @@ def set_random_state(states: list[torch.Tensor]) -> None:
 
 
 def train(
-    model, rows, valid, folder: Path, recipe: profiles.Recipe, teacher=None, log_every=50, valid_every=500
+    model, rows, valid, folder: Path, recipe: Recipe, teacher=None, log_every=50, valid_every=500
 ) -> None:
     """Train on token rows (n, context), resumably: checkpoint state.pt and log.jsonl in `folder`.
 
@@ -151,7 +152,7 @@ def train(
                 handle.write(json.dumps(line) + "\n")
 
 
-def distillation_loss(model, x: torch.Tensor, recipe: profiles.Recipe, teacher=None):
+def distillation_loss(model, x: torch.Tensor, recipe: Recipe, teacher=None):
     """(loss, cross-entropy) of token ids x (b, context); with a teacher the loss adds a KL between logits (Hinton)."""
     with evaluate.autocast(recipe.precision, x.device.type):
         logits = model(input_ids=x).logits[:, :-1]  # (b, context - 1, vocabulary)
@@ -180,7 +181,7 @@ def training_cost(model, log: Path, rows, data_bytes: int, hardware: str) -> dic
 # ---------------------------------------------------------------- assets
 
 
-def save_asset(model, folder: Path, log: Path, recipe: profiles.Recipe, measured: dict) -> None:
+def save_asset(model, folder: Path, log: Path, recipe: Recipe, measured: dict) -> None:
     """Write a committed asset: float16 weights, configuration, log, and recipe.json with its measured cost."""
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
@@ -213,8 +214,8 @@ def extra_documents(folder: Path | None, corpora: dict) -> tuple[str, ...]:
 def rebuild(
     store: Store,
     extra: Path | None = None,
-    profile: profiles.Profile = profiles.MINI,
-    recipes: tuple[profiles.Recipe, profiles.Recipe] = (profiles.TEACHER, profiles.BASELINE),
+    profile: Profile = profiles.MINI,
+    recipes: tuple[Recipe, Recipe] = (profiles.TEACHER, profiles.BASELINE),
 ) -> int:
     """Corpus, tokenizer, teacher, baseline from nothing into <store>/rebuild/mini; resumes where it was stopped.
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kn.data import glue
+from kn.data import glue_submission
 from kn.files import PROJECT_ROOT
 from kn.suite.devices import keep_off_gpus
 from kn.suite.plan import TABLES, plan_stages, table_of
@@ -49,7 +49,7 @@ def records(store: Store, stages: list[Stage]) -> list[dict]:
     if file := os.environ.get("KN_GLUE_SCORES"):
         scores = {
             key: {task: {"headline": value} for task, value in values.items()}
-            for key, values in glue.read_scores(file, ROWS).items()
+            for key, values in glue_submission.read_scores(file, ROWS).items()
         }
     for record in found:
         fields = record["fields"]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from kn.distill.ilkd import Distillation, DistillTrainer
+from kn.distill import DistillationConfig, DistillTrainer
 from kn.files import file_sha256, json_sha256
 
 CHECKPOINT_STEPS = 500  # a longer run is saved about every so many steps
@@ -104,11 +104,11 @@ def collate_token_rows(items: list[dict]) -> dict[str, torch.Tensor]:
     return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
 
-def distillation_config(settings: dict, method: str, alphas=None) -> Distillation:
+def distillation_config(settings: dict, method: str, alphas=None) -> DistillationConfig:
     """A stage's distillation settings for a method: "none", "vanilla" or "ilkd"."""
     r = settings["readings"]
     alphas = tuple(alphas or settings["training"]["alphas"])
-    return Distillation(
+    return DistillationConfig(
         method, alphas, r["direction"], r["hidden_point"], r["logit_term"], r["kd_weight"], r["temperature"]
     )
 
@@ -172,7 +172,7 @@ class TrainingJob:
     scratch: Path  # checkpoints go here
     settings: dict  # of the stage: training, readings, precision; group_by_length
     seed: int
-    distillation: Distillation
+    distillation: DistillationConfig
     teacher: torch.nn.Module | None = None
     resources: dict = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from kn.data import documentation as corpora
+from kn.data import documentation
 
 DOC = '''
 def f(x):
@@ -32,7 +32,7 @@ def f(x):
 
 def test_prose_is_kept_code_and_argument_lists_are_dropped(tmp_path):
     (tmp_path / "module.py").write_text(DOC)
-    ((name, paragraphs),) = corpora.raw_files(tmp_path, "pkg")
+    ((name, paragraphs),) = documentation.extract_package(tmp_path, "pkg")
     assert name == "pkg/module.py"
     assert paragraphs == [
         "Return the smallest value of the array that is not masked.",
@@ -60,19 +60,19 @@ def build(tmp_path, extra=None):
     files = {f"m{i}.py": "\n\n".join(sentence(10 * i + j) for j in range(4)) for i in range(12)}
     web = package(tmp_path, "webby", files)
     wiki = package(tmp_path, "wikky", {"a.py": sentence(3) + " " + sentence(300), **(extra or {})})
-    return corpora.build({"web": ("webby",), "wiki": ("wikky",)}, {"web": (0.3, 0.3), "wiki": (0.0, 0.0)}, {"webby": web, "wikky": wiki})
+    return documentation.build({"web": ("webby",), "wiki": ("wikky",)}, {"web": (0.3, 0.3), "wiki": (0.0, 0.0)}, {"webby": web, "wikky": wiki})
 
 
 def test_no_13_gram_of_held_out_text_is_in_any_training_text(tmp_path):
     built = build(tmp_path)
-    held = corpora.held_out_ngrams(tuple(built.values()))
+    held = documentation.held_out_ngrams(tuple(built.values()))
     assert built["web"].valid and built["web"].test and built["web"].train
     for group in built.values():
         for doc in group.train:
             for paragraph in doc.split("\n\n"):
-                assert held.isdisjoint(corpora.ngrams(paragraph))
-    tests = {g for d in built["web"].test for p in d.split("\n\n") for g in corpora.ngrams(p)}
-    assert tests.isdisjoint({g for d in built["web"].valid for p in d.split("\n\n") for g in corpora.ngrams(p)})
+                assert held.isdisjoint(documentation.ngrams(paragraph))
+    tests = {g for d in built["web"].test for p in d.split("\n\n") for g in documentation.ngrams(p)}
+    assert tests.isdisjoint({g for d in built["web"].valid for p in d.split("\n\n") for g in documentation.ngrams(p)})
 
 
 def test_more_training_text_does_not_change_what_is_held_out(tmp_path):
@@ -84,18 +84,18 @@ def test_more_training_text_does_not_change_what_is_held_out(tmp_path):
 
 def test_sample_is_random_and_close_to_its_share():
     docs = tuple(str(i) * 50 for i in range(1000, 1400))
-    drawn = corpora.sample(docs, 0.1, 0)
-    assert drawn == corpora.sample(docs, 0.1, 0) != corpora.sample(docs, 0.1, 1)
+    drawn = documentation.sample(docs, 0.1, 0)
+    assert drawn == documentation.sample(docs, 0.1, 0) != documentation.sample(docs, 0.1, 1)
     assert 0.1 <= sum(map(len, drawn)) / sum(map(len, docs)) < 0.11 and drawn[0] != docs[0]
 
 
 def test_a_missing_package_says_what_to_do():
     with pytest.raises(ModuleNotFoundError, match="package 'no_such_thing' is not installed.*run ./run_all.sh"):
-        corpora.package_root("no_such_thing")
+        documentation.package_root("no_such_thing")
 
 
 def test_tokenizer_and_packing_lose_nothing():
-    tokenizer = corpora.train_tokenizer(tuple(sentence(i) for i in range(50)), 400)
-    rows = corpora.pack(tokenizer, (sentence(1), sentence(2)), 4)
+    tokenizer = documentation.train_tokenizer(tuple(sentence(i) for i in range(50)), 400)
+    rows = documentation.pack(tokenizer, (sentence(1), sentence(2)), 4)
     text = tokenizer.decode(rows.flatten())
     assert rows.shape[1] == 4 and text.startswith(sentence(1) + "<|endoftext|>" + sentence(2)[:20])

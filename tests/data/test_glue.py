@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from kn.data import glue
+from kn.data import glue, glue_submission
 
 REAL = ROOT.parent / "shared" / "data" / "glue"  # real GLUE files, where somebody put them beside the repository
 
@@ -151,11 +151,11 @@ def test_predicted_first_and_scored_after(name, tmp_path):
     task = glue.TASKS[name]
     glue.write_task(tmp_path / "data", name, {split: rows_of(name) for split in task.test})
     guess = [i % 2 for i in range(7)]
-    paths = glue.write_submission(tmp_path / "out", name, dict.fromkeys(task.test, guess) if name == "mnli" else guess)
+    paths = glue_submission.write_submission(tmp_path / "out", name, dict.fromkeys(task.test, guess) if name == "mnli" else guess)
     assert tuple(path.name for path in paths) == task.files
     assert paths[0].read_text().split("\n")[:2] == ["index\tprediction", f"0\t{task.labels[0]}"]
     labels = [row["label"] for row in rows_of(name)]
-    assert glue.grade(tmp_path / "out", name, tmp_path / "data") == glue.score(name, guess, labels, pair=(guess, labels) if name == "mnli" else None)
+    assert glue_submission.grade(tmp_path / "out", name, tmp_path / "data") == glue.score(name, guess, labels, pair=(guess, labels) if name == "mnli" else None)
 
 
 def test_grading_says_what_is_wrong(tmp_path):
@@ -168,24 +168,24 @@ def test_grading_says_what_is_wrong(tmp_path):
     ):
         (tmp_path / "RTE.tsv").write_text(text)
         with pytest.raises(ValueError) as error:
-            glue.grade(tmp_path, "rte", tmp_path)
+            glue_submission.grade(tmp_path, "rte", tmp_path)
         assert str(error.value).endswith(message)
     with pytest.raises(ValueError, match="mnli needs predictions for each of test_matched, test_mismatched"):
-        glue.write_submission(tmp_path, "mnli", [0, 1])
+        glue_submission.write_submission(tmp_path, "mnli", [0, 1])
 
 
 def test_the_zip_has_all_eleven_files(tmp_path):
-    glue.write_submission(tmp_path, "rte", [1] * 3000)
-    target, filled = glue.zip_submission(tmp_path)
+    glue_submission.write_submission(tmp_path, "rte", [1] * 3000)
+    target, filled = glue_submission.zip_submission(tmp_path)
     with zipfile.ZipFile(target) as archive:
-        assert archive.namelist() == list(glue.SUBMISSION)
+        assert archive.namelist() == list(glue_submission.SUBMISSION)
         assert archive.read("RTE.tsv").decode().split("\n")[1] == "0\tnot_entailment"
-        for name, (lines, _) in glue.SUBMISSION.items():
+        for name, (lines, _) in glue_submission.SUBMISSION.items():
             text = archive.read(name).decode()
             assert text.startswith("index\tprediction\n0\t") and text.count("\n") == lines + 1
-    assert len(glue.SUBMISSION) == 11 and filled == [name for name in glue.SUBMISSION if name != "RTE.tsv"]
+    assert len(glue_submission.SUBMISSION) == 11 and filled == [name for name in glue_submission.SUBMISSION if name != "RTE.tsv"]
     first = target.read_bytes()
-    assert glue.zip_submission(tmp_path)[0].read_bytes() == first
+    assert glue_submission.zip_submission(tmp_path)[0].read_bytes() == first
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="real GLUE files are not beside the repository")
@@ -204,7 +204,7 @@ def test_the_real_files_have_their_known_sizes(name, split, count):
 def test_scores_of_the_server_are_read(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("row,seed,task,score\nteacher,0,cola,44.0\nteacher,0,rte,63.2\nstudent,1,cola,-1.5\n")
-    assert glue.read_scores(path, ("teacher", "student")) == {("teacher", 0): {"cola": 44.0, "rte": 63.2}, ("student", 1): {"cola": -1.5}}
+    assert glue_submission.read_scores(path, ("teacher", "student")) == {("teacher", 0): {"cola": 44.0, "rte": 63.2}, ("student", 1): {"cola": -1.5}}
 
 
 @pytest.mark.parametrize(
@@ -222,5 +222,5 @@ def test_wrong_scores_are_named(tmp_path, text, message):
     path = tmp_path / "scores.csv"
     path.write_text(text)
     with pytest.raises(ValueError) as caught:
-        glue.read_scores(path, ("teacher",))
+        glue_submission.read_scores(path, ("teacher",))
     assert message in str(caught.value) and "\n" not in str(caught.value)

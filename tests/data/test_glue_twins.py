@@ -11,7 +11,7 @@ from kn.data import glue_twins as twins
 from kn.suite import plan as kinds
 from kn.suite import profiles
 from kn.suite.store import Store
-from kn.suite.work import stages as train
+from kn.suite.work import WORK
 
 SIZES = dict.fromkeys(glue.TASKS, (240, 80, 80))
 NOUNS = "matrix vector window button folder server client column record packet filter buffer cursor kernel signal socket thread widget module branch".split()
@@ -55,7 +55,7 @@ def real():
     plan = kinds.StagePlanner(profiles.MINI)
     store = Store().open()
     for item in (plan.corpus, plan.glue_tasks):
-        store.make(item, train.WORK[item.kind])
+        store.make(item, WORK[item.kind])
     return {name: glue.read_task(store.folder(plan.glue_tasks) / name, name, ("train", *task.dev)) for name, task in glue.TASKS.items()}
 
 
@@ -144,7 +144,7 @@ def test_what_the_label_says_is_what_was_moved(made):
     """Texts labelled as written stand in the documents; of the others exactly one text of the row does not, in MNLI the one that the label names."""
     written = " ".join(" ".join(doc.split()).lower() for docs in DOCS.values() for doc in docs)
     for name, splits in made.items():
-        whole, *moved = twins.RECIPES[name].labels
+        whole, *moved = twins.TWIN_TASKS[name].labels
         for row in (row for rows in splits.values() for row in rows):
             stands = [text.lower().removeprefix("who says ").removesuffix(" what?").rstrip("?") in written for text in row["texts"]]
             if row["label"] == whole:
@@ -154,21 +154,21 @@ def test_what_the_label_says_is_what_was_moved(made):
                 assert name != "mnli" or stands.index(False) == moved.index(row["label"]), row
 
 
-@pytest.mark.parametrize("change", [twins.content, twins.window(4), twins.window(14)])
+@pytest.mark.parametrize("change", [twins.permute_content_words, twins.permute_window(4), twins.permute_window(14)])
 def test_a_change_keeps_all_words_and_the_places_of_commas(change):
     words = tuple("if the nested buffer, once sorted, reads every packet of a stream".split())
     for seed in range(50):
         changed = change(words, random.Random(seed))
-        assert sorted(map(twins.bare, changed)) == sorted(map(twins.bare, words))
+        assert sorted(map(twins.strip_comma, changed)) == sorted(map(twins.strip_comma, words))
         assert [word[-1] == "," for word in changed] == [word[-1] == "," for word in words]
-        assert sum(a != b for a, b in zip(changed, words, strict=True)) >= twins.MOVED
-        if change is twins.content:
-            assert [w for w in changed if w in twins.FUNCTION] == [w for w in words if w in twins.FUNCTION]
+        assert sum(a != b for a, b in zip(changed, words, strict=True)) >= twins.MIN_MOVED_WORDS
+        if change is twins.permute_content_words:
+            assert [w for w in changed if w in twins.FUNCTION_WORDS] == [w for w in words if w in twins.FUNCTION_WORDS]
 
 
 def test_a_text_with_too_little_to_move_is_left_out():
-    assert twins.content(tuple("it is not in the stream".split()), random.Random(0)) is None
-    assert twins.window(4)(tuple("the the the the end".split()), random.Random(0)) is None
+    assert twins.permute_content_words(tuple("it is not in the stream".split()), random.Random(0)) is None
+    assert twins.permute_window(4)(tuple("the the the the end".split()), random.Random(0)) is None
 
 
 @pytest.mark.parametrize("name", glue.TASKS)

@@ -10,8 +10,7 @@ import pytest
 import rehearsal
 from transformers import AutoTokenizer
 
-from kn.data import glue, mirror
-from kn.data import hub as sources
+from kn.data import glue, hub, hub_datasets, mirror
 
 ARTICLES = ["", " = One = \n", "", " Text of one . \n", " = = Part = = \n", " More . \n", " = Two = \n", " Text of two . \n"]
 
@@ -22,7 +21,7 @@ def tiny(tmp_path):
     target = tmp_path / "mirror"
     for task, facts in glue.TASKS.items():
         for split in facts.splits:
-            rows = [{"texts": tuple(f"text {i} of {name}" for name in sources.GLUE_TEXTS[task]), "label": None if split.startswith("test") else i % len(facts.labels)} for i in range(6)]
+            rows = [{"texts": tuple(f"text {i} of {name}" for name in hub_datasets.GLUE_TEXTS[task]), "label": None if split.startswith("test") else i % len(facts.labels)} for i in range(6)]
             rehearsal.write_glue(target / "glue", task, split, rows)
     for split in ("train", "validation", "test"):
         rehearsal.write(target / "wikitext" / "wikitext-103-raw-v1" / f"{split}-00000-of-00001.parquet", {"text": ARTICLES})
@@ -30,17 +29,17 @@ def tiny(tmp_path):
         documents = {"text": [f"document {part} {i}" for i in range(500)]}
         rehearsal.write(target / "openwebtext" / "plain_text" / f"train-{part:05d}-of-00002.parquet", documents)
     items = {}
-    for name, item in sources.ITEMS.items():
+    for name, item in hub.REPOSITORIES.items():
         (target / name).mkdir(exist_ok=True)
         found = [p.relative_to(target / name).as_posix() for p in (target / name).rglob("*") if p.is_file()]
-        items[name] = {"repository": item.repository, "kind": item.kind, "revision": "main", "commit": "0" * 40, "files": mirror.record(target / name, found)}
+        items[name] = {"repository": item.repository, "kind": item.kind, "revision": "main", "commit": "0" * 40, "files": mirror.file_records(target / name, found)}
     mirror.write_manifest(target, items)
     return target
 
 
 def test_glue_rows_have_texts_labels_and_hidden_test_labels(tiny):
     for task, facts in glue.TASKS.items():
-        rows = sources.glue_rows(tiny, task)
+        rows = hub_datasets.read_glue_task(tiny, task)
         assert tuple(rows) == facts.splits and all(len(part) == 6 for part in rows.values())
         assert all(len(row["texts"]) == len(facts.texts) for part in rows.values() for row in part)
         assert [row["label"] for row in rows["train"]] == [i % len(facts.labels) for i in range(6)]
@@ -48,18 +47,18 @@ def test_glue_rows_have_texts_labels_and_hidden_test_labels(tiny):
 
 
 def test_wikitext_pieces_add_up_to_the_whole(tiny):
-    found = list(sources.wikitext(tiny, "valid"))
+    found = list(hub_datasets.iter_wikitext(tiny, "valid"))
     assert "".join(found) == "\n\n".join(ARTICLES)
     assert [piece.split("\n")[0] for piece in found] == ["", " = One = ", " = Two = "]  # at titles, not at sections
 
 
 def test_openwebtext_is_drawn_the_same_way_each_time(tiny):
-    first, again, other = (list(sources.openwebtext(tiny, 0.1, (0.05, 0.05), seed)) for seed in (0, 0, 1))
+    first, again, other = (list(hub_datasets.iter_openwebtext(tiny, 0.1, (0.05, 0.05), seed)) for seed in (0, 0, 1))
     assert first == again != other
     counts = Counter(split for split, _ in first)
     assert 60 < counts["sample"] < 140 and all(22 < counts[split] < 78 for split in ("valid", "test"))  # of 1,000: four standard deviations
     assert len({text for _, text in first}) == len(first)
-    assert len(list(sources.openwebtext(tiny, 1.0, (0.0, 0.0), 0))) == 1000
+    assert len(list(hub_datasets.iter_openwebtext(tiny, 1.0, (0.0, 0.0), 0))) == 1000
 
 
 def damage(folder, what):
@@ -93,8 +92,8 @@ def damage(folder, what):
 )
 def test_faults_are_named_in_one_line(tiny, what, message):
     damage(tiny, what)
-    with pytest.raises(sources.SourceError) as caught:
-        sources.glue_rows(tiny, "rte")
+    with pytest.raises(hub.SourceError) as caught:
+        hub_datasets.read_glue_task(tiny, "rte")
     assert message in str(caught.value) and "\n" not in str(caught.value) and "rte" in str(caught.value)
 
 
@@ -105,10 +104,10 @@ def test_a_mirror_knows_what_is_missing_or_damaged(tiny):
     found = mirror.problems(tiny)
     assert len(found) == 2 and "test-00000-of-00001.parquet is missing" in found[0] and "is damaged" in found[1]
     (tiny / "mirror.json").write_text("{")
-    with pytest.raises(sources.SourceError, match=r"mirror.json is damaged: fetch it again"):
+    with pytest.raises(hub.SourceError, match=r"mirror.json is damaged: fetch it again"):
         mirror.problems(tiny)
     (tiny / "mirror.json").unlink()
-    with pytest.raises(sources.SourceError, match=r"is no mirror \(mirror.json is missing\)"):
+    with pytest.raises(hub.SourceError, match=r"is no mirror \(mirror.json is missing\)"):
         mirror.problems(tiny)
 
 
@@ -119,7 +118,7 @@ class Hub:
         self.folder, self.script_only, self.fetched = folder, script_only, []
 
     def repo_info(self, repository, repo_type, revision, files_metadata):
-        name = next(n for n, item in sources.ITEMS.items() if item.repository == repository)
+        name = next(n for n, item in hub.REPOSITORIES.items() if item.repository == repository)
         files = [p for p in (self.folder / name).rglob("*") if p.is_file()]
         found = [SimpleNamespace(rfilename=p.relative_to(self.folder / name).as_posix(), size=p.stat().st_size) for p in files]
         if name in self.script_only and revision == "main":
@@ -127,26 +126,26 @@ class Hub:
         return SimpleNamespace(sha=f"{revision}-commit", siblings=[*found, SimpleNamespace(rfilename="pytorch_model.bin", size=10)])
 
     def download(self, repository, repo_type, revision, local_dir, allow_patterns):
-        name = next(n for n, item in sources.ITEMS.items() if item.repository == repository)
+        name = next(n for n, item in hub.REPOSITORIES.items() if item.repository == repository)
         self.fetched.append((name, revision))
         for file in allow_patterns:
             (Path(local_dir) / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(self.folder / name / file, Path(local_dir) / file)
 
 
-ITEMS = {name: item for name, item in sources.ITEMS.items() if item.kind == "dataset"}
+ITEMS = {name: item for name, item in hub.REPOSITORIES.items() if item.kind == "dataset"}
 
 
 def test_making_a_mirror_resumes_and_mends(tiny, tmp_path):
-    hub, target = Hub(tiny, script_only=("openwebtext",)), tmp_path / "new"
-    assert mirror.make(target, ITEMS, hub, hub.download) == 0
-    assert hub.fetched == [("wikitext", "main-commit"), ("openwebtext", "refs/convert/parquet-commit"), ("glue", "main-commit")]
+    server, target = Hub(tiny, script_only=("openwebtext",)), tmp_path / "new"
+    assert mirror.make(target, ITEMS, server, server.download) == 0
+    assert server.fetched == [("wikitext", "main-commit"), ("openwebtext", "refs/convert/parquet-commit"), ("glue", "main-commit")]
     state = json.loads((target / "mirror.json").read_text())["items"]
     assert state["openwebtext"]["revision"] == "refs/convert/parquet" and state["glue"]["commit"] == "main-commit"
     assert not list(target.rglob("*.bin")) and not list(target.rglob("*.py"))
-    assert mirror.make(target, ITEMS, hub, hub.download) == 0 and len(hub.fetched) == 3  # nothing is fetched twice
+    assert mirror.make(target, ITEMS, server, server.download) == 0 and len(server.fetched) == 3  # nothing is fetched twice
     (target / "wikitext" / "wikitext-103-raw-v1" / "test-00000-of-00001.parquet").write_bytes(b"x")
-    assert mirror.make(target, ITEMS, hub, hub.download) == 0 and hub.fetched[3:] == [("wikitext", "main-commit")]
+    assert mirror.make(target, ITEMS, server, server.download) == 0 and server.fetched[3:] == [("wikitext", "main-commit")]
     assert mirror.problems(target, items=ITEMS) == []
 
 
@@ -155,23 +154,23 @@ def test_making_a_mirror_without_network_or_room(tiny, tmp_path, monkeypatch):
         def repo_info(self, *_, **__):
             raise ConnectionError("no route")
 
-    down, hub = Down(tiny), Hub(tiny)
-    with pytest.raises(sources.SourceError, match=r"Salesforce/wikitext cannot be reached \(ConnectionError\): is there a network"):
+    down, server = Down(tiny), Hub(tiny)
+    with pytest.raises(hub.SourceError, match=r"Salesforce/wikitext cannot be reached \(ConnectionError\): is there a network"):
         mirror.make(tmp_path / "new", ITEMS, down, down.download)
     monkeypatch.setattr(mirror.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(sources.SourceError, match=r"wikitext needs .* GB, .* has 0.0 GB free: make room or choose another folder"):
-        mirror.make(tmp_path / "new", ITEMS, hub, hub.download)
+    with pytest.raises(hub.SourceError, match=r"wikitext needs .* GB, .* has 0.0 GB free: make room or choose another folder"):
+        mirror.make(tmp_path / "new", ITEMS, server, server.download)
 
 
 def test_a_rehearsal_mirror_of_real_data_reads_back(rehearsal_mirror):
     target = rehearsal_mirror
     assert mirror.problems(target) == []
-    sizes = {task: {split: len(rows) for split, rows in sources.glue_rows(target, task).items()} for task in glue.TASKS}
+    sizes = {task: {split: len(rows) for split, rows in hub_datasets.read_glue_task(target, task).items()} for task in glue.TASKS}
     assert sizes["cola"] == {"train": 8551, "dev": 1043, "test": 1063} and sizes["sst2"] == {"train": 67349, "dev": 872, "test": 1821}
     assert sizes["mrpc"] == {"train": 3668, "dev": 408, "test": 1725} and sizes["rte"] == {"train": 2490, "dev": 277, "test": 3000}
     assert sizes["qnli"] == {"train": 9999, "dev": 5463, "test": 5463} and sizes["mnli"]["dev_matched"] == 9815
     assert set(json.loads((target / "mirror.json").read_text())["carved"]) == {"mnli/dev_mismatched", "mnli/test_mismatched", "qqp/dev", "qqp/test", "wikitext/train"}
     tokenizer = AutoTokenizer.from_pretrained(target / "gpt2", local_files_only=True)
-    counts = {split: sum(map(len, tokenizer(list(sources.wikitext(target, split)), verbose=False)["input_ids"])) for split in ("valid", "test")}
+    counts = {split: sum(map(len, tokenizer(list(hub_datasets.iter_wikitext(target, split)), verbose=False)["input_ids"])) for split in ("valid", "test")}
     assert counts == {"valid": 251_048, "test": 287_644}  # the numbers transformers' guide on perplexity and its users print
-    assert len(list(sources.openwebtext(target, 1.0, (0.0, 0.0), 0))) > 1400
+    assert len(list(hub_datasets.iter_openwebtext(target, 1.0, (0.0, 0.0), 0))) > 1400

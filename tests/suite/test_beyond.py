@@ -17,7 +17,7 @@ from kn.suite import plan as kinds
 from kn.suite import profiles, readings
 from kn.suite import run as stages
 from kn.suite.store import Store
-from kn.suite.work.stages import load_model, perplexities
+from kn.suite.work.pretrained import load_model, perplexities
 
 
 @pytest.fixture(scope="module")

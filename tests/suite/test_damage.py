@@ -15,9 +15,8 @@ from conftest import TIMED, tiny_gpt2
 
 from kn.distill import DistillationConfig
 from kn.report import notebooks, site
-from kn.suite import checkpoints, cost, evaluate, input_digests, launch, profiles
+from kn.suite import cost, evaluate, input_digests, launch, profiles, training
 from kn.suite import run as stages
-from kn.suite import training as fit
 from kn.suite.store import Store, StoreError
 
 EVERY = (*FILES, "metrics.json", "manifest.json")
@@ -147,23 +146,23 @@ def checkpoint(folder, step):
     made.mkdir(parents=True)
     (made / "model.safetensors").write_bytes(bytes(range(256)))
     (made / "trainer_state.json").write_text(json.dumps({"step": step}))
-    checkpoints.seal(made, 10.0 * step)
+    training.write_checkpoint_manifest(made, 10.0 * step)
     return made
 
 
 @pytest.mark.parametrize("harm", [turn, cut, lose])
-@pytest.mark.parametrize("name", ["model.safetensors", "trainer_state.json", checkpoints.SEAL])
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer_state.json", training.MANIFEST])
 def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path, name, harm):
     """The one before it is, or the beginning."""
     draw = random.Random(0)
     for number in range(5):
         folder = tmp_path / str(number)
         before, last = checkpoint(folder, 500), checkpoint(folder, 1000)
-        assert checkpoints.latest(folder) == last and checkpoints.seconds(last) == 10_000
+        assert training.latest_checkpoint(folder) == last and training.checkpoint_seconds(last) == 10_000
         harm(last / name, draw)
-        assert checkpoints.latest(folder) == before and not last.exists()
+        assert training.latest_checkpoint(folder) == before and not last.exists()
         harm(before / "model.safetensors", draw)
-        assert checkpoints.latest(folder) is None
+        assert training.latest_checkpoint(folder) is None
 
 
 # ---------------------------------------------------------------- stages and numbers that fail
@@ -215,7 +214,7 @@ def test_metrics_that_are_not_finite_are_no_result(whole, tmp_path, value):
     assert found[4, "Perplexity", "KnGPT2", "test perplexity"] == "" and cheap.wrong(found, whole[1]) == []
 
 
-def training(scratch, steps, poison):
+def poisoned_training(scratch, steps, poison):
     """A short training whose weights stop being numbers before the step `poison`."""
     model, count = tiny_gpt2(attn_implementation="eager"), [0]
     rows = torch.randint(0, 50, (64, 16), generator=torch.Generator().manual_seed(0)).to(torch.int32)
@@ -229,14 +228,17 @@ def training(scratch, steps, poison):
     model.register_forward_pre_hook(count_and_poison)
     how = dataclasses.asdict(profiles.Training(batch_size=4, learning_rate=1e-3, epochs=1, max_steps=steps))
     settings = {"training": how, "precision": "fp32", "readings": dataclasses.asdict(profiles.Readings())}
-    return fit.run_trainer(model, fit.TokenRows(rows), fit.lm_collate, scratch, settings, 0, DistillationConfig("none"))
+    job = training.TrainingJob(
+        model, training.TokenRows(rows), training.collate_token_rows, scratch, settings, 0, DistillationConfig("none")
+    )
+    return training.run_training(job)
 
 
 @pytest.mark.parametrize(("steps", "poison"), [(10, 5), (10, 10), (51, 51), (74, 74)])
 def test_a_loss_that_stops_being_a_number(tmp_path, steps, poison):
     """Of 51 steps the last logged one is 50, of 74 steps it is 74 (by twos): what comes after it must be seen all the same."""
     with pytest.raises(FloatingPointError, match=rf"^the loss is not finite at step {poison}: lower the learning rate \(0.001\) or use float32$"):
-        training(tmp_path, steps, poison)
+        poisoned_training(tmp_path, steps, poison)
 
 
 def test_a_model_whose_weights_are_no_numbers_gives_none():
@@ -248,7 +250,7 @@ def test_a_model_whose_weights_are_no_numbers_gives_none():
             with torch.no_grad():
                 model.transformer.ln_f.weight[0] = value
             with pytest.raises(FloatingPointError, match="not finite.*: its weights are not usable, lower the learning rate it was trained with or use float32$"):
-                evaluate.predict(model, {"input_ids": rows.tolist()}) if labels else evaluate.perplexity(model, rows)
+                evaluate.predict(model, rows.tolist()) if labels else evaluate.perplexity(model, rows)
 
 
 # ---------------------------------------------------------------- other versions

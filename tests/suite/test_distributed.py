@@ -10,7 +10,7 @@ from kn.suite import distributed as ranks
 from kn.suite import plan as kinds
 from kn.suite import profiles
 from kn.suite.store import Stage, Store
-from kn.suite.work import stages as train
+from kn.suite.work import WORK
 
 STEPS = 12
 
@@ -29,7 +29,7 @@ def store(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("one")).open()
     made = plan(1)
     for item in (made.corpus, made.pretrained("teacher"), made.decompose):
-        store.make(item, train.WORK[item.kind])
+        store.make(item, WORK[item.kind])
     return store
 
 
@@ -37,7 +37,7 @@ def test_two_processes_train_like_one(store, tmp_path):
     one, two = (plan(n).pretrain("wiki", "kd", 0) for n in (1, 2))  # the hard case: no gradient reaches the head
     assert one.hash == two.hash and ranks.wanted(one) == 1 and ranks.wanted(two) == 2
     other = Store(shutil.copytree(store.home, tmp_path / "two"))
-    store.make(one, train.WORK["pretrain"])
+    store.make(one, WORK["pretrain"])
     other.make(two, ranks.work)
     single, double = store.metrics(one), other.metrics(two)
     assert [line["step"] for line in double["log"]] == [line["step"] for line in single["log"]]

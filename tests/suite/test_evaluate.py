@@ -29,7 +29,7 @@ def test_perplexity_of_nothing_is_refused():
 
 
 def test_per_word_spreads_the_same_loss():
-    assert evaluate.per_word(10.0, tokens=300, words=200) == pytest.approx(10.0**1.5)
+    assert evaluate.word_perplexity(10.0, tokens=300, words=200) == pytest.approx(10.0**1.5)
 
 
 def test_predictions_come_back_in_the_rows_order_whatever_the_padding():
@@ -39,4 +39,4 @@ def test_predictions_come_back_in_the_rows_order_whatever_the_padding():
         alone = [int(model(input_ids=torch.tensor([row])).logits.argmax()) for row in ids]
     assert [alone[place] for place in (1, 3, 0, 4, 2)] != alone != [alone[place] for place in (2, 0, 4, 1, 3)]  # or another order would not show
     for batch in (1, 4, 64):
-        assert evaluate.predict(model, {"input_ids": ids}, batch=batch) == alone
+        assert evaluate.predict(model, ids, batch=batch) == alone

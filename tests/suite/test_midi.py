@@ -9,9 +9,8 @@ import pandas
 import pytest
 from conftest import ROOT, known_speed
 
-from kn.data import documentation as corpora
-from kn.suite import pretrain_mini as rebuild
-from kn.suite import profiles
+from kn.data import documentation
+from kn.suite import pretrain_mini, profiles
 
 CUT = [
     "model.vocabulary=600", "model.context=32", "model.width=16", "model.layers=2", "model.heads=2", "teacher.steps=4", "teacher.batch=4", "baseline.steps=3", "baseline.batch=4",
@@ -23,7 +22,7 @@ CUT = [
 def carried(tmp_path_factory):
     """A corpus of two small packages, written as `python -m kn export-corpus` does."""
     file = tmp_path_factory.mktemp("carried") / "corpus.json"
-    corpora.write(corpora.build({"web": ("joblib", "jinja2"), "wiki": ("mpmath",)}, {"web": (0.25, 0.25), "wiki": (0.25, 0.25)}), file)
+    documentation.write(documentation.build({"web": ("joblib", "jinja2"), "wiki": ("mpmath",)}, {"web": (0.25, 0.25), "wiki": (0.25, 0.25)}), file)
     return file
 
 
@@ -51,12 +50,12 @@ def test_a_missing_corpus_file_is_named(tmp_path):
 
 
 def test_a_corpus_file_is_read_back_or_refused(tmp_path, carried):
-    found = corpora.read(carried)
+    found = documentation.read(carried)
     assert set(found) == {"web", "wiki"} and found["web"].train and all(isinstance(split, tuple) for split in (found["web"].train, found["wiki"].test))
     (tmp_path / "other.json").write_text('{"web": {"train": []}}')
     with pytest.raises(ValueError, match="other.json is no corpus file .*: make it again with `python -m kn export-corpus"):
-        corpora.read(tmp_path / "other.json")
+        documentation.read(tmp_path / "other.json")
 
 
 def test_midi_has_the_size_it_says():
-    assert rebuild.count_parameters(rebuild.fresh(profiles.MIDI.model))["total"] == 17_440_512
+    assert pretrain_mini.count_parameters(pretrain_mini.random_gpt2(profiles.MIDI.model))["total"] == 17_440_512

@@ -13,7 +13,7 @@ import pandas
 import pytest
 from conftest import ROOT, known_speed
 
-from kn.data import glue
+from kn.data import glue_submission
 from kn.suite import profiles
 
 CUT = [
@@ -64,7 +64,7 @@ def test_predictions_are_there_for_the_server(run):
 def test_a_zip_is_there_for_the_server(run):
     (folder,) = [p for p in (run[0] / "store" / "score").iterdir() if p.name.startswith("student_ilkd-0-") and p.is_dir()]
     with zipfile.ZipFile(folder / "submission" / "submission.zip") as archive:
-        assert sorted(archive.namelist()) == sorted(glue.SUBMISSION)
+        assert sorted(archive.namelist()) == sorted(glue_submission.SUBMISSION)
         assert archive.read("AX.tsv").decode().count("\n") == 1105 and archive.read("CoLA.tsv").decode().count("\n") == 41
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics == {"tasks": {}, "filled_with_a_constant": ["STS-B.tsv", "WNLI.tsv", "AX.tsv"]}

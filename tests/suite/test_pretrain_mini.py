@@ -7,11 +7,10 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 
-from kn.data import documentation as corpora
-from kn.suite import input_digests, profiles
-from kn.suite import pretrain_mini as rebuild
+from kn.data import documentation
+from kn.suite import input_digests, pretrain_mini, profiles
 from kn.suite.store import Store
-from kn.suite.work.stages import load_model
+from kn.suite.work.pretrained import load_model
 
 TINY = replace(profiles.TEACHER, steps=6, batch=4, warmup=2)
 
@@ -27,7 +26,7 @@ def run(folder, stop_at=None):
 
     model.register_forward_pre_hook(count)
     rows = torch.randint(0, 50, (24, 16), generator=torch.Generator().manual_seed(0))
-    rebuild.train(model, rows, rows[:4], folder, TINY, log_every=1, valid_every=2)
+    pretrain_mini.train(model, rows, rows[:4], folder, TINY, log_every=1, valid_every=2)
     return model, [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -47,10 +46,10 @@ def test_rebuild_from_text_to_assets(tmp_path):
     profile = replace(profiles.TEST, model=replace(profiles.MINI.model, width=16, layers=2, heads=2, vocabulary=400))
     store = Store(tmp_path / "store").open()
     for _ in range(2):  # the second call finds everything done and leaves the same files
-        assert rebuild.rebuild(store, tmp_path / "extra", profile, (TINY, replace(TINY, steps=4))) == 0
+        assert pretrain_mini.rebuild(store, tmp_path / "extra", profile, (TINY, replace(TINY, steps=4))) == 0
         sums = (store.home / "rebuild" / "mini" / "SHA256SUMS").read_text()
     assets = store.home / "rebuild" / "mini"
-    assert input_digests.asset_digest.__wrapped__(assets / "teacher") == rebuild.file_sha256(assets / "SHA256SUMS") and "baseline/model.safetensors" in sums
+    assert input_digests.asset_digest.__wrapped__(assets / "teacher") == pretrain_mini.file_sha256(assets / "SHA256SUMS") and "baseline/model.safetensors" in sums
     teacher, baseline = load_model(assets / "teacher"), load_model(assets / "baseline")
     assert teacher.config.n_layer == 2 and baseline.config.n_layer == 1 and teacher.config.vocab_size == 400
     measured = {name: json.loads((assets / name / "recipe.json").read_text())["measured"] for name in ("teacher", "baseline")}
@@ -62,5 +61,5 @@ def test_further_documentation_never_holds_an_evaluation_document(tmp_path):
     held, fresh = "This sentence of an evaluation document must never come back in any training text at all.", "Another sentence of the same package nobody has seen may well join the training text."
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "__init__.py").write_text(f'"""{held}\n\n{fresh}"""\n')
-    built = {"web": corpora.Corpus((), (held,), (), ""), "wiki": corpora.Corpus((), (), (), "")}
-    assert rebuild.extra_documents(tmp_path, built) == (fresh,)
+    built = {"web": documentation.Corpus((), (held,), (), ""), "wiki": documentation.Corpus((), (), (), "")}
+    assert pretrain_mini.extra_documents(tmp_path, built) == (fresh,)

@@ -6,8 +6,7 @@ from conftest import tiny_gpt2
 
 from kn import KroneckerSpec, compress
 from kn.distill import DistillationConfig
-from kn.suite import checkpoints, profiles
-from kn.suite import training as fit
+from kn.suite import profiles, training
 
 ROWS = torch.randint(0, 50, (64, 16), generator=torch.Generator().manual_seed(0)).to(torch.int32)
 
@@ -16,7 +15,7 @@ class Stop(Exception):
     """What interrupts a run here."""
 
 
-def run(scratch, steps, stop_at=None, hardware=None, **training):
+def run(scratch, steps, stop_at=None, hardware=None, **changes):
     """ILKD pre-training of a tiny KnGPT2; `stop_at` raises when that many batches were collated."""
     torch.manual_seed(0)
     teacher = tiny_gpt2(attn_implementation="eager")
@@ -26,12 +25,15 @@ def run(scratch, steps, stop_at=None, hardware=None, **training):
         count[0] += 1
         if count[0] == stop_at:
             raise Stop
-        return fit.lm_collate(items)
+        return training.collate_token_rows(items)
 
     how = {"batch_size": 4, "learning_rate": 1e-3, "epochs": 1, "max_steps": steps, "warmup": 0.06, "weight_decay": 0.01, "schedule": "linear", "optimizer": "adamw_torch_fused", "clip": 1.0}
-    settings = {"training": {**how, **training}, "precision": "fp32", "readings": vars(profiles.Readings())}
-    log, used, seconds = fit.run_trainer(student, fit.TokenRows(ROWS), collate, scratch, settings, 0, DistillationConfig("ilkd"), teacher, hardware)
-    return student, log, used, seconds
+    settings = {"training": {**how, **changes}, "precision": "fp32", "readings": vars(profiles.Readings())}
+    rows, config = training.TokenRows(ROWS), DistillationConfig("ilkd")
+    result = training.run_training(
+        training.TrainingJob(student, rows, collate, scratch, settings, 0, config, teacher, hardware or {})
+    )
+    return student, result.log, result.hyperparameters, result.seconds
 
 
 def test_a_run_of_a_thousand_steps_goes_on_with_the_same_curve(tmp_path):
@@ -40,7 +42,7 @@ def test_a_run_of_a_thousand_steps_goes_on_with_the_same_curve(tmp_path):
         run(tmp_path / "stopped", 1000, stop_at=760)
     kept = list((tmp_path / "stopped" / "trainer").glob("checkpoint-*"))
     assert [p.name for p in kept] == ["checkpoint-520"]  # of 500 steps, rounded up to a logged one
-    before = checkpoints.seconds(kept[0])
+    before = training.checkpoint_seconds(kept[0])
     resumed, again, _, spent = run(tmp_path / "stopped", 1000)
     assert again == log and len(log) == 25 and used["steps"] == 1000 and spent > before > 0 and seconds > 0
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -77,7 +79,7 @@ def test_refusals_say_what_to_set(tmp_path, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(fit.DistillTrainer, "training_step", full)
+    monkeypatch.setattr(training.DistillTrainer, "training_step", full)
     with pytest.raises(MemoryError, match="out of GPU memory with 4 rows at a time: --set hardware.micro_batch=2 keeps the effective batch of 4"):
         run(tmp_path, 2)
     with pytest.raises(MemoryError, match="with 1 rows at a time: --set hardware.checkpointing=true"):

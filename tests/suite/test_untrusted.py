@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from kn import KnGPT2LMHeadModel, compress
 from kn.files import ASSETS
 from kn.models import loading
-from kn.suite.work.stages import load_model
+from kn.suite.work.pretrained import load_model
 
 
 def refused(call, *parts, kind=ValueError):

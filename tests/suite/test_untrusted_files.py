@@ -7,10 +7,7 @@ import pytest
 import rehearsal
 from test_untrusted import refused
 
-from kn.data import documentation as corpora
-from kn.data import glue, mirror
-from kn.data import hub as sources
-from kn.data import hub_text as real
+from kn.data import documentation, glue, glue_submission, hub, hub_datasets, mirror
 from kn.suite import plan as kinds
 
 SCRIPT = "<script>alert(1)</script>"
@@ -27,7 +24,7 @@ def small(tmp_path):
     items = {}
     for name in ("glue", "wikitext"):
         files = [p.relative_to(folder / name).as_posix() for p in (folder / name).rglob("*.parquet")]
-        items[name] = {"repository": "r", "kind": "dataset", "revision": "main", "commit": "0" * 40, "files": mirror.record(folder / name, files)}
+        items[name] = {"repository": "r", "kind": "dataset", "revision": "main", "commit": "0" * 40, "files": mirror.file_records(folder / name, files)}
     mirror.write_manifest(folder, items)
     return folder
 
@@ -37,16 +34,16 @@ def test_names_that_lead_out_of_a_mirror(small, name):
     state = json.loads((small / "mirror.json").read_text())
     state["items"]["glue"]["files"] = {name: [1, "0" * 64]}
     (small / "mirror.json").write_text(json.dumps(state))
-    for call in (lambda: sources.manifest(small), lambda: mirror.problems(small)):
-        refused(call, f"{name!r} leads out of the mirror", "put the file itself there", kind=sources.SourceError)
+    for call in (lambda: hub.read_manifest(small), lambda: mirror.problems(small)):
+        refused(call, f"{name!r} leads out of the mirror", "put the file itself there", kind=hub.SourceError)
 
 
 def test_links_that_lead_out_of_a_mirror(small, tmp_path):
     path = small / "glue" / "rte" / "train-00000-of-00001.parquet"
     path.rename(tmp_path / "outside.parquet")
     path.symlink_to(tmp_path / "outside.parquet")
-    for call in (lambda: sources.glue_rows(small, "rte"), lambda: mirror.problems(small)):
-        refused(call, "leads out of the mirror", kind=sources.SourceError)
+    for call in (lambda: hub_datasets.read_glue_task(small, "rte"), lambda: mirror.problems(small)):
+        refused(call, "leads out of the mirror", kind=hub.SourceError)
 
 
 @pytest.mark.parametrize(
@@ -67,35 +64,35 @@ def test_links_that_lead_out_of_a_mirror(small, tmp_path):
 )
 def test_a_mirror_json_that_is_none(small, content):
     (small / "mirror.json").write_text(content)
-    refused(lambda: sources.manifest(small), "mirror.json is damaged: fetch it again with `python -m kn mirror", kind=sources.SourceError)
+    refused(lambda: hub.read_manifest(small), "mirror.json is damaged: fetch it again with `python -m kn mirror", kind=hub.SourceError)
 
 
 def test_a_mirror_json_of_hundreds_of_megabytes_is_not_read(small):
     with (small / "mirror.json").open("wb") as file:
-        file.truncate(sources.LARGEST + 1)  # without taking room
-    refused(lambda: sources.manifest(small), "mirror.json is damaged", kind=sources.SourceError)
+        file.truncate(hub.MAX_MANIFEST_BYTES + 1)  # without taking room
+    refused(lambda: hub.read_manifest(small), "mirror.json is damaged", kind=hub.SourceError)
 
 
 def test_random_damage_of_parquet_is_one_line_and_never_reaches_a_stage(small, monkeypatch):
     """Forty files: what pyarrow cannot read is named, and what it reads wrongly is found by its sha256 before a stage begins."""
     draw, path = random.Random(0), small / "glue" / "rte" / "train-00000-of-00001.parquet"
-    content, wanted = path.read_bytes(), sources.glue_rows(small, "rte")["train"]
+    content, wanted = path.read_bytes(), hub_datasets.read_glue_task(small, "rte")["train"]
     monkeypatch.setenv("KN_MIRROR", str(small))
-    settings = real.digest(("glue",))
-    sources.verify(small, settings)
+    settings = hub.digest(hub.mirror_folder(), ("glue",))
+    hub.verify(small, settings)
     for _ in range(40):
         made = bytearray(content)
         for _ in range(draw.randint(1, 6)):
             made[draw.randrange(len(made))] = draw.randrange(256)
         path.write_bytes(made[: draw.choice([len(made), len(made) // 2])])
         try:
-            assert all(isinstance(text, str) for row in sources.glue_rows(small, "rte")["train"] for text in row["texts"])
-        except sources.SourceError as error:
+            assert all(isinstance(text, str) for row in hub_datasets.read_glue_task(small, "rte")["train"] for text in row["texts"])
+        except hub.SourceError as error:
             assert "\n" not in str(error) and str(path) in str(error)
         if path.read_bytes() != content:
-            refused(lambda: sources.verify(small, settings), f"{path} is damaged (another content than mirror.json says): fetch it again", kind=sources.SourceError)
+            refused(lambda: hub.verify(small, settings), f"{path} is damaged (another content than mirror.json says): fetch it again", kind=hub.SourceError)
     path.write_bytes(content)
-    assert sources.glue_rows(small, "rte")["train"] == wanted
+    assert hub_datasets.read_glue_task(small, "rte")["train"] == wanted
 
 
 @pytest.mark.parametrize(
@@ -135,7 +132,7 @@ SCORES = "row,seed,task,score\n"
 )
 def test_damaged_glue_scores(tmp_path, content):
     (tmp_path / "scores.csv").write_bytes(content)
-    refused(lambda: glue.read_scores(tmp_path / "scores.csv", kinds.ROWS), str(tmp_path / "scores.csv"))
+    refused(lambda: glue_submission.read_scores(tmp_path / "scores.csv", kinds.ROWS), str(tmp_path / "scores.csv"))
 
 
 @pytest.mark.parametrize(
@@ -153,10 +150,10 @@ def test_damaged_glue_scores(tmp_path, content):
 def test_a_corpus_file_that_is_none(tmp_path, change):
     """Its fingerprint covers every letter, so a changed one is no corpus of that name."""
     splits = (("a",), ("b",), ("c",))
-    one = corpora.Corpus(*splits, corpora.fingerprint_of(splits))
-    corpora.write({"web": one, "wiki": one}, tmp_path / "corpus.json")
+    one = documentation.Corpus(*splits, documentation.splits_fingerprint(splits))
+    documentation.write({"web": one, "wiki": one}, tmp_path / "corpus.json")
     content = json.loads((tmp_path / "corpus.json").read_text())
-    assert corpora.read(tmp_path / "corpus.json") == {"web": one, "wiki": one}
+    assert documentation.read(tmp_path / "corpus.json") == {"web": one, "wiki": one}
     change(content)
     (tmp_path / "corpus.json").write_text(json.dumps(content))
-    refused(lambda: corpora.read(tmp_path / "corpus.json"), "is no corpus file (", "make it again with `python -m kn corpus")
+    refused(lambda: documentation.read(tmp_path / "corpus.json"), "is no corpus file (", "make it again with `python -m kn export-corpus")

@@ -18,8 +18,9 @@ from kn.models.base import count_parameters
 from kn.models.config import KnGPT2Config, KroneckerSpec
 from kn.models.gpt2 import KnGPT2ForSequenceClassification, KnGPT2LMHeadModel
 from kn.models.loading import one_line_load_errors, validate_checkpoint
-from kn.suite import evaluate, pretrain_mini, profiles
+from kn.suite import evaluate, pretrain_mini
 from kn.suite.devices import device_name
+from kn.suite.settings import Model, Recipe
 from kn.suite.work.context import StageContext
 from kn.suite.work.datasets import stage_tokenizer
 
@@ -123,10 +124,10 @@ def _read_log(folder: Path) -> list[dict]:
 def _train_from_scratch(context: StageContext):
     """(model, its cost): the teacher from random weights, the baseline from every other layer of the teacher."""
     settings, rows, scratch = context.settings, context.rows, context.scratch
-    recipe, device = profiles.Recipe(**settings["recipe"]), "cuda" if torch.cuda.is_available() else "cpu"
+    recipe, device = Recipe(**settings["recipe"]), "cuda" if torch.cuda.is_available() else "cpu"
     set_seed(recipe.seed)
     if context.stage["model"] == "teacher":
-        teacher, model = None, pretrain_mini.random_gpt2(profiles.Model(**settings["model"]))
+        teacher, model = None, pretrain_mini.random_gpt2(Model(**settings["model"]))
     else:
         teacher = load_teacher(context).eval().requires_grad_(False)
         model = pretrain_mini.every_other_layer(teacher)

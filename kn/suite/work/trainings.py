@@ -6,7 +6,7 @@ import torch
 from transformers import GPT2ForSequenceClassification, set_seed
 
 from kn.data import glue, glue_baselines, glue_submission
-from kn.distill.ilkd import Distillation
+from kn.distill import DistillationConfig
 from kn.suite import evaluate
 from kn.suite.devices import device_name
 from kn.suite.training import (
@@ -25,7 +25,7 @@ OBJECTIVES = {"lm": ("none", 1.0), "kd": ("ilkd", 0.0), "lm_kd": ("ilkd", 1.0)} 
 
 
 def train_lm(
-    context: StageContext, model, rows: torch.Tensor, settings: dict, distillation: Distillation, teacher=None
+    context: StageContext, model, rows: torch.Tensor, settings: dict, distillation: DistillationConfig, teacher=None
 ) -> TrainingResult:
     """Train a language model on token rows (n, context)."""
     seed, resources = context.stage["seed"], context.resources
@@ -35,7 +35,7 @@ def train_lm(
 
 
 def train_classifier(
-    context: StageContext, model, encoded: dict, distillation: Distillation, teacher=None
+    context: StageContext, model, encoded: dict, distillation: DistillationConfig, teacher=None
 ) -> TrainingResult:
     """Fine-tune a classifier on encoded["train"] (see `glue.encode`) in batches of similar length."""
     settings, pad_id = {**context.settings, "group_by_length": True}, model.config.pad_token_id
