@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy
 from safetensors.numpy import save_file
 
-from kn.report import write as report
+from kn import report
 from kn.suite import executors, launch, profiles
 from kn.suite import run as stages
 from kn.suite.store import Store

@@ -9,8 +9,7 @@ from conftest import tiny_gpt2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kn import KroneckerEmbedding, KroneckerLinear, KroneckerSpec, attention_kl, capture, compress, count_parameters, ilkd_loss, nearest_kronecker, vanilla_kd_loss
-from kn.report import write as report
+from kn import KroneckerEmbedding, KroneckerLinear, KroneckerSpec, attention_kl, capture, compress, count_parameters, ilkd_loss, nearest_kronecker, report, vanilla_kd_loss
 from kn.suite import profiles
 from kn.suite import run as stages
 from kn.suite.plan import StagePlanner, table_stages

@@ -1,7 +1,7 @@
 """What the paper printed: table1.csv … table7.csv, every value with the words around it; no other file holds a printed value.
 
 printed(4)   one line per printed cell: table, row, column, metric, value, unit, quote, note
-claims()     one line per claim of the text (claims.csv): quote, how it is judged (kn/claims.py), from which cells "table/row/column"
+claims()     one line per claim of the text (claims.csv): quote, rule (kn/report/claims.py), cells "table/row/column"
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def printed(table: int) -> pandas.DataFrame:
 
 
 def claims() -> pandas.DataFrame:
-    """The claims of the paper's text, all columns as text: id, section, quote, claim, judge, left, right, bound, variance, note."""
+    """The claims of the paper's text, all columns as text: id, label, section, quote, claim, judge, left, right, bound, variance, note."""
     import pandas
 
     return pandas.read_csv(Path(__file__).with_name("claims.csv"), dtype=str, keep_default_na=False, encoding="utf-8")

@@ -1,142 +1,152 @@
-"""What the notebooks beyond the paper show: tables with the columns of the others (nothing is printed there, so nothing is compared with the paper), and claims.
+"""The tables and claims of the notebooks beyond the paper: nothing is printed there, so ours stand alone.
 
-table("beyond_alignment", records)       before training: teacher, SVD start, each ingredient, aligned start; then against tokens of training
-table("beyond_compression", records)     models of many sizes: parameters, perplexity as made and after a short training
-claims("beyond_alignment", records)      left against right, paired by seed: a line like those of report.trends
+alignment(builder, records)      before training: teacher, SVD start, each ingredient, aligned start; then against tokens
+compression(builder, records)    models of many sizes: parameters, perplexity as made and after a short training
+beyond_claims("beyond_alignment", records)    left against right, paired by seed: a line like those of report.trends
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+import pandas
+
+from kn.report.metrics import TASKS, SeedValues, before_finetuning, glue_score, mean_over, select_metric
+from kn.report.orderings import compare
 from kn.report.statistics import Values
-from kn.report.tables import TASKS, Found, Sheet, before_finetuning, find
-from kn.suite.plan import BEYOND, COMPRESSION_GRID, STARTS, glue_row
+from kn.report.table_builder import COUNT, TableBuilder
+from kn.suite.plan import BEYOND
+from kn.suite.planner import COMPRESSION_GRID, STARTS, glue_row
 
-if TYPE_CHECKING:
-    import pandas
-
-NAMES = {"svd": "SVD start", "aligned": "Aligned start"}
+STARTS_SHOWN = {"svd": "SVD start", "aligned": "Aligned start"}
 DOMAINS = {"web": "web text (calibration)", "wiki": "wiki text (another domain)"}
 GOAL = 1.2  # times the teacher's perplexity that the aligned start should stay below without training
-TENTH = 0.1  # of the SVD start's training that should do for the aligned start
-METHODS = {"aligned": "Aligned start", "svd": "SVD start", "narrow": "Narrow (pruned, refitted)", "lowrank": "Low-rank products"}
-OTHERS = {"svd": "SVD start", "narrow": "the narrow model", "lowrank": "low-rank products"}
+TENTH = 0.1  # share of the SVD start's training that should be enough for the aligned start
+METHODS = {**STARTS_SHOWN, "narrow": "Narrow (pruned, refitted)", "lowrank": "Low-rank products"}
+BASELINES = {"svd": "SVD start", "narrow": "the narrow model", "lowrank": "low-rank products"}
+ALIGNED_ROW = "Aligned start: all, dense layers corrected"
+SHORT = {domain: name.partition(" (")[0] for domain, name in DOMAINS.items()}
 
 
-def sheet_of(name: str, records: list[dict]) -> Sheet:
-    """The filled sheet of one notebook; ValueError for another name."""
-    sheet = Sheet(name)
-    {"beyond_alignment": _alignment, "beyond_compression": _compression}[_known(name)](sheet, records)
-    return sheet
-
-
-def table(name: str, records: list[dict]) -> pandas.DataFrame:
-    """The table of one notebook, with the columns of tables.COLUMNS; ValueError for another name."""
-    return sheet_of(name, records).frame()
-
-
-def claims(name: str, records: list[dict]) -> pandas.DataFrame:
-    """What the notebook claims, held by our own numbers or not: the columns of report.trends."""
-    import pandas
-
-    return pandas.DataFrame({"beyond_alignment": _alignment_claims, "beyond_compression": _compression_claims}[_known(name)](records))
-
-
-def _known(name: str) -> str:
+def known(name: str) -> str:
+    """The name of a notebook beyond the tables; ValueError for another one."""
     if name not in BEYOND:
         raise ValueError(f"{name!r} is not a notebook beyond the tables: allowed are {' and '.join(BEYOND)}")
     return name
 
 
+def beyond_claims(name: str, records: list[dict]) -> pandas.DataFrame:
+    """The claims of a notebook, judged on our numbers, with the columns of report.trends; ValueError for another name."""
+    lines = {"beyond_alignment": _alignment_claims, "beyond_compression": _compression_claims}[known(name)](records)
+    return pandas.DataFrame(lines)
+
+
+# ---------------------------------------------------------------- beyond_alignment
+
+
 def shares_of(records: list[dict], start: str) -> list[float]:
-    """The shares of the light pre-training that were run from a start, 0 and 1 included where they were."""
-    found = {record["fields"]["share"] for record in records if record["stage"] == "heal" and record["fields"]["start"] == start}
-    found |= {0.0} if find(records, "perplexity", {"svd": "decompose", "aligned": "aligned"}[start]).values else set()
-    return sorted(found | ({1.0} if start == "svd" and find(records, "tokens", "pretrain", on="web", objective="lm_kd").values else set()))
+    """The shares of the light pre-training that were run from a start, 0 (the start itself) and 1 included."""
+    trained = [record["fields"] for record in records if record["stage"] == "heal"]
+    found = {fields["share"] for fields in trained if fields["start"] == start}
+    if from_start(records, start, 0, "perplexity").values:
+        found.add(0.0)
+    if start == "svd" and from_start(records, start, 1, "tokens").values:
+        found.add(1.0)
+    return sorted(found)
 
 
-def started(records: list[dict], start: str, share: float, path: str) -> Found:
-    """A value of the model that comes from a start by a share of the light pre-training."""
+def from_start(records: list[dict], start: str, share: float, path: str) -> SeedValues:
+    """A metric of the model that a share of the light pre-training makes from a start ("svd" or "aligned")."""
     if share == 0:
-        return find(records, path, "decompose" if start == "svd" else "aligned")
+        return select_metric(records, path, "decompose" if start == "svd" else "aligned")
     if start == "svd" and share == 1:
-        return find(records, path, "pretrain", on="web", objective="lm_kd")
-    return find(records, path, "heal", start=start, share=share)
+        return select_metric(records, path, "pretrain", on="web", objective="lm_kd")
+    return select_metric(records, path, "heal", start=start, share=share)
 
 
-def ratio(above: Found, below: Found) -> Found:
-    """above / below, by seed where both have seeds."""
-    values = {seed: value / below.values.get(seed, below.values.get(None, math.nan)) for seed, value in above.values.items()}
-    return Found({seed: value for seed, value in values.items() if not math.isnan(value)}, above.stages)
+def ratio(numerator: SeedValues, denominator: SeedValues) -> SeedValues:
+    """numerator / denominator by seed; a denominator in which nothing is random serves every seed."""
+    below = denominator.values
+    values = {seed: value / below.get(seed, below.get(None, math.nan)) for seed, value in numerator.values.items()}
+    return SeedValues({seed: value for seed, value in values.items() if not math.isnan(value)}, numerator.stages)
 
 
-def twins(records: list[dict], start: str, share: float) -> Found:
+def glue_average(records: list[dict], start: str, share: float) -> Values:
     """Mean dev score over the tasks that were fine-tuned on, by seed."""
-    row = glue_row(start, share)
-    parts = [found for task in TASKS if (found := find(records, "dev.headline", "finetune_glue", row=row, task=task)).values and task in _tasks(records)]
-    seeds = [seed for seed in parts[0].values if all(seed in part.values for part in parts)] if parts else []
-    return Found({seed: sum(part.values[seed] for part in parts) / len(parts) for seed in seeds}, sum((part.stages for part in parts), []))
+    scores = [glue_score(records, glue_row(start, share), task).values for task in _tasks(records)]
+    return mean_over([values for values in scores if values])
 
 
-def _tasks(records: list[dict]) -> set[str]:
+def _tasks(records: list[dict]) -> list[str]:
     """The tasks that models with an aligned start were fine-tuned on."""
-    return {record["fields"]["task"] for record in records if record["stage"] == "finetune_glue" and record["fields"]["row"].startswith("aligned@")}
+    tuned = [record["fields"] for record in records if record["stage"] == "finetune_glue"]
+    found = {fields["task"] for fields in tuned if fields["row"].startswith("aligned@")}
+    return [task for task in TASKS if task in found]
 
 
-def _alignment(sheet: Sheet, records: list[dict]) -> None:
+def alignment(builder: TableBuilder, records: list[dict], profile: str) -> None:
+    """The table of beyond_alignment: perplexity on two domains, over the teacher's, tokens, scores after fine-tuning."""
     teacher = {domain: before_finetuning(records, "teacher", f"perplexity.{domain}.test") for domain in DOMAINS}
-    alone: dict[str, dict] = next((record["metrics"]["ingredients"] for record in records if record["stage"] == "aligned"), {})
-    rows = {"GPT-2 (teacher)": (teacher.get, "teacher", Found()), "SVD start": (_path(records, "svd", 0), glue_row("svd", 0), Found())}
-    rows |= {f"Aligned: {key}": (lambda domain, key=key: _ingredient(records, key, domain), "", Found()) for key in alone}
-    rows["Aligned start: all, dense layers corrected"] = (_path(records, "aligned", 0), glue_row("aligned", 0), Found())
+
+    def add(row: str, perplexity: dict[str, SeedValues], glue_row: str = "", tokens: SeedValues | None = None) -> None:
+        for domain, name in DOMAINS.items():
+            builder.add(row, name, perplexity[domain], "test perplexity", "perplexity")
+        for domain in DOMAINS:
+            relative = ratio(perplexity[domain], teacher[domain])
+            builder.add(row, f"times the teacher's, {SHORT[domain]}", relative, "ratio of perplexities")
+        if tokens and tokens.values:
+            builder.add(row, "thousand tokens", tokens.map(lambda count: count / 1e3), "tokens", "thousands")
+        for task in _tasks(records):
+            scores = glue_score(records, glue_row, task)
+            if scores.values:
+                builder.add(row, f"{TASKS[task]}, fine-tuned", scores, "dev score", "%")
+
+    def perplexities(start: str, share: float) -> dict[str, SeedValues]:
+        return {domain: from_start(records, start, share, f"perplexity.{domain}.test") for domain in DOMAINS}
+
+    add("GPT-2 (teacher)", teacher, "teacher")
+    add("SVD start", perplexities("svd", 0), glue_row("svd", 0))
+    aligned = next((record["metrics"]["ingredients"] for record in records if record["stage"] == "aligned"), {})
+    for ingredient in aligned:  # its name may hold commas, but no dots
+        path = f"ingredients.{ingredient}"
+        add(f"Aligned: {ingredient}", {d: select_metric(records, f"{path}.{d}.test", "aligned") for d in DOMAINS})
+        builder.methods[f"Aligned: {ingredient}"] = {"method": ingredient, "share": 0.0}
+    add(ALIGNED_ROW, perplexities("aligned", 0), glue_row("aligned", 0))
+    builder.methods |= {"GPT-2 (teacher)": {"method": "teacher"}, "SVD start": {"method": "svd", "share": 0.0}}
+    builder.methods[ALIGNED_ROW] = {"method": "aligned", "share": 0.0}
     for start in STARTS:
         for share in shares_of(records, start)[1:]:
-            rows[f"{NAMES[start]} + {share:g} of the light pre-training"] = (_path(records, start, share), glue_row(start, share), started(records, start, share, "tokens"))
-    for row, (perplexity, fine_tuned, tokens) in rows.items():
-        for domain, name in DOMAINS.items():
-            sheet.add(row, name, perplexity(domain), "test perplexity", "perplexity")
-        for domain, name in DOMAINS.items():
-            sheet.add(row, f"times the teacher's, {name.partition(' (')[0]}", ratio(perplexity(domain), teacher[domain]), "ratio of perplexities")
-        if tokens.values:
-            sheet.add(row, "thousand tokens", tokens.map(lambda count: count / 1e3), "tokens", "thousands")
-        for task in (task for task in TASKS if task in _tasks(records)):
-            scores = find(records, "dev.headline", "finetune_glue", row=fine_tuned, task=task)
-            if scores.values:
-                sheet.add(row, f"{TASKS[task]}, fine-tuned", scores, "dev score", "%")
-    sheet.add("Aligned start: all, dense layers corrected", "seconds of calibration", find(records, "seconds", "aligned"), "calibration", "s")
-
-
-def _path(records: list[dict], start: str, share: float):
-    return lambda domain: started(records, start, share, f"perplexity.{domain}.test")
-
-
-def _ingredient(records: list[dict], key: str, domain: str) -> Found:
-    """Perplexity of one ingredient; its name holds commas, not dots."""
-    return find(records, f"ingredients.{key}.{domain}.test", "aligned")
+            row = f"{STARTS_SHOWN[start]} + {share:g} of the light pre-training"
+            tokens = from_start(records, start, share, "tokens")
+            add(row, perplexities(start, share), glue_row(start, share), tokens)
+            builder.methods[row] = {"method": start, "share": share}
+    builder.add(ALIGNED_ROW, "seconds of calibration", select_metric(records, "seconds", "aligned"), "calibration", "s")
 
 
 def _alignment_claims(records: list[dict]) -> list[dict]:
-    from kn.report.trends import compare
-
     lines = []
     for domain, name in DOMAINS.items():
         path = f"perplexity.{domain}.test"
-        teacher, aligned = before_finetuning(records, "teacher", path).values, started(records, "aligned", 0, path).values
+        teacher = before_finetuning(records, "teacher", path).values
+        aligned = from_start(records, "aligned", 0, path).values
         claim = f"Before training, {name}: aligned start at most {GOAL:g} times the teacher's perplexity, ratio"
-        lines.append(below(compare(claim, aligned, teacher, None, 1, True), GOAL))
-        for share in (share for share in shares_of(records, "aligned") if share in shares_of(records, "svd")):
-            claim = f"{_when(share)}, {name}: aligned below SVD start, ratio"
-            left, right = (started(records, start, share, path).values for start in ("aligned", "svd"))
-            lines.append(compare(claim, left, right, None, -1, True))
-        claim = f"Share of the light pre-training after which the aligned start is as good as the SVD start after all of it, {name}: at most {TENTH:g}"
-        lines.append(below(compare(claim, tokens_needed(records, path), {None: 0.0}, None, 1, False), TENTH))
-    tasks = ", ".join(TASKS[task] for task in TASKS if task in _tasks(records))
+        lines.append(compare(claim, aligned, teacher, None, -1, True, bound=GOAL))
+        for share in shares_of(records, "aligned"):
+            if share in shares_of(records, "svd"):
+                left, right = (from_start(records, start, share, path).values for start in ("aligned", "svd"))
+                claim = f"{_when(share)}, {name}: aligned below SVD start, ratio"
+                lines.append(compare(claim, left, right, None, -1, True))
+        claim = (
+            "Share of the light pre-training after which the aligned start is as good as the SVD start after all of it, "
+            f"{name}: at most {TENTH:g}"
+        )
+        lines.append(compare(claim, share_needed(records, path), {None: 0.0}, None, -1, False, bound=TENTH))
+    tasks = ", ".join(TASKS[task] for task in _tasks(records))
     for share in shares_of(records, "aligned"):
-        left, right = (twins(records, start, share).values for start in ("aligned", "svd"))
+        left, right = (glue_average(records, start, share) for start in ("aligned", "svd"))
         if left and right:
-            lines.append(compare(f"{_when(share)}, fine-tuned on {tasks}: aligned above SVD start, points", left, right, None, 1, False))
+            claim = f"{_when(share)}, fine-tuned on {tasks}: aligned above SVD start, points"
+            lines.append(compare(claim, left, right, None, 1, False))
     return lines
 
 
@@ -144,67 +154,69 @@ def _when(share: float) -> str:
     return f"After {share:g} of the light pre-training" if share else "Before training"
 
 
-def below(line: dict, bound: float) -> dict:
-    """The same line, judged by a bound: held where the whole interval (without a spread: the value) stays at or below it, not held where it lies above."""
-    if not line["n"]:
-        return line
-    low, high = (line["ours"] if math.isnan(value) else value for value in (line["low"], line["high"]))
-    if math.isnan(line["low"]) and line["n"] == 1:
-        return {**line, "verdict": "one seed: undecided"}
-    return {**line, "verdict": "held" if high <= bound else "not held" if low > bound else "undecided"}
-
-
-def tokens_needed(records: list[dict], path: str) -> Values:
-    """Per seed, the share of the light pre-training's tokens after which the aligned start first is at least as good as the SVD start after all of them; left out where it never is."""
+def share_needed(records: list[dict], path: str) -> Values:
+    """Per seed, the first share of the light pre-training after which the aligned start is at least as good (a lower
+    metric) as the SVD start after all of it; seeds for which it never is are left out."""
     found: Values = {}
-    goal = started(records, "svd", 1.0, path).values
+    target = from_start(records, "svd", 1.0, path).values
     for share in shares_of(records, "aligned"):
-        for seed, value in started(records, "aligned", share, path).values.items():
-            if seed in goal and value <= goal[seed]:
+        for seed, value in from_start(records, "aligned", share, path).values.items():
+            if seed in target and value <= target[seed]:
                 found.setdefault(seed, share)
     return found
 
 
+# ---------------------------------------------------------------- beyond_compression
+
+
 def title(method: str, spec: dict) -> str:
-    """A row of beyond_compression."""
-    parts = [f"{spec['layers']} layers", f"factor {spec['factor']}", *([f"rank {spec['rank']}"] if "rank" in spec else []), *(["tied head"] if "head" in spec else [])]
-    return f"{METHODS[method]}, {', '.join(parts)}"
+    """The row of a model in beyond_compression."""
+    variant = f", rank {spec['rank']}" if "rank" in spec else ", tied head" if "head" in spec else ""
+    return f"{METHODS[method]}, {spec['layers']} layers, factor {spec['factor']}{variant}"
 
 
-def sized(records: list[dict], method: str, spec: dict, path: str) -> Found:
-    """A value of one model of beyond_compression."""
-    return find(records, path, "compressed", method=method, spec="-".join(f"{key}_{value}" for key, value in spec.items()))
+def compressed_metric(records: list[dict], method: str, spec: dict, path: str) -> SeedValues:
+    """A metric of one model of beyond_compression."""
+    name = "-".join(f"{key}_{value}" for key, value in spec.items())
+    return select_metric(records, path, "compressed", method=method, spec=name)
 
 
-def _compression(sheet: Sheet, records: list[dict]) -> None:
-    size = "parameters.without_head"
+def compression(builder: TableBuilder, records: list[dict], profile: str) -> None:
+    """The table of beyond_compression: parameters, and perplexity on two domains as made and after a short training."""
+    sizes = {"parameters": ("parameters.without_head", COUNT), "parameters in all": ("parameters.total", "parameters")}
     for model, row in (("teacher", "GPT-2 (teacher)"), ("baseline", "DistilGPT2")):
-        for column, path in (("parameters", size), ("parameters in all", "parameters.total")):
-            sheet.add(row, column, find(records, path, "pretrained", model=model).map(lambda value: value / 1e6), "parameters" + " without the output embedding" * (path == size), "M")
+        for column, (path, metric) in sizes.items():
+            values = select_metric(records, path, "pretrained", model=model)
+            builder.add(row, column, values.map(lambda value: value / 1e6), metric, "M")
         for domain in DOMAINS:
-            sheet.add(row, f"as made, {domain}", before_finetuning(records, model, f"perplexity.{domain}.test"), "test perplexity", "perplexity")
+            values = before_finetuning(records, model, f"perplexity.{domain}.test")
+            builder.add(row, f"as made, {domain}", values, "test perplexity", "perplexity")
+        builder.methods[row] = {"method": model}
     for method, spec in COMPRESSION_GRID:
         row = title(method, spec)
-        sheet.add(row, "parameters", sized(records, method, spec, size).map(lambda value: value / 1e6), "parameters without the output embedding", "M")
-        sheet.add(row, "parameters in all", sized(records, method, spec, "parameters.total").map(lambda value: value / 1e6), "parameters", "M")
-        for when, path in (("as made", "start."), ("trained", "")):
+        for column, (path, metric) in sizes.items():
+            values = compressed_metric(records, method, spec, path)
+            builder.add(row, column, values.map(lambda value: value / 1e6), metric, "M")
+        for when, prefix in (("as made", "start."), ("trained", "")):
             for domain in DOMAINS:
-                sheet.add(row, f"{when}, {domain}", sized(records, method, spec, f"{path}perplexity.{domain}.test"), "test perplexity", "perplexity")
+                values = compressed_metric(records, method, spec, f"{prefix}perplexity.{domain}.test")
+                builder.add(row, f"{when}, {domain}", values, "test perplexity", "perplexity")
+        variant = f" rank {spec['rank']}" if "rank" in spec else " tied" if "head" in spec else ""
+        builder.methods[row] = {"method": method, "layers": spec["layers"], "factor": f"{spec['factor']}{variant}"}
 
 
 def _compression_claims(records: list[dict]) -> list[dict]:
-    from kn.report.trends import compare
-
     lines = []
-    for other in OTHERS:
-        for method, spec in COMPRESSION_GRID:
-            if method != other or ("aligned", spec) not in COMPRESSION_GRID:
-                continue
-            for when, path in (("as made", "start."), ("after a short training", "")):
-                if other == "narrow" and path:  # the same function, until B is trained
+    for baseline, name in BASELINES.items():
+        specs = [spec for method, spec in COMPRESSION_GRID if method == baseline and ("aligned", spec) in COMPRESSION_GRID]
+        for spec in specs:
+            for when, prefix in (("as made", "start."), ("after a short training", "")):
+                if baseline == "narrow" and prefix:  # the same function as the aligned start, until B is trained
                     continue
-                for domain, name in DOMAINS.items():
-                    left, right = (sized(records, m, spec, f"{path}perplexity.{domain}.test").values for m in ("aligned", other))
-                    claim = f"{spec['layers'].capitalize()} layers, factor {spec['factor']}, {when}, {name.partition(' (')[0]}: aligned start below {OTHERS[other]}, ratio"
+                for domain in DOMAINS:
+                    path = f"{prefix}perplexity.{domain}.test"
+                    left, right = (compressed_metric(records, m, spec, path).values for m in ("aligned", baseline))
+                    model = f"{spec['layers'].capitalize()} layers, factor {spec['factor']}"
+                    claim = f"{model}, {when}, {SHORT[domain]}: aligned start below {name}, ratio"
                     lines.append(compare(claim, left, right, None, -1, True))
     return lines

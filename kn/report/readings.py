@@ -1,87 +1,117 @@
-"""Every reading of the paper that could turn a verdict, switched one at a time: which stages that changes, and what it does to the numbers.
-
-stages(profile, name, seeds, tasks)   the stages of one switched reading that are not those of the default
-effects(records, switched)            per reading and quantity: by default, switched, the difference paired by seed, the two verdicts
-"""
+"""How each open reading of the paper, switched one at a time (kn.suite.readings), moves the numbers and the verdicts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from kn.report.statistics import Values, interval, paired
-from kn.report.tables import TASKS, ablated, average, find
+import pandas
+
+from kn.report.metrics import TASKS, after_ablation, average, select_metric
+from kn.report.statistics import HELD, Values, interval, judge, paired, paired_differences
 from kn.suite.readings import SWITCHES
 
-if TYPE_CHECKING:
-    import pandas
-
-COLUMNS = ["reading", "switch", "quantity", "default", "switched", "effect", "low", "high", "n", "moved", "verdict by default", "verdict switched", "turned"]
-
-
-def _ratio(left: Values, right: Values) -> Values:
-    return {seed: math.log(a) - math.log(b) for seed, (a, b) in paired(left, right).items()}
+COLUMNS = [
+    "reading", "switch", "quantity", "default", "switched", "effect", "low", "high", "n", "moved",
+    "verdict by default", "verdict switched", "turned",
+]
+Measure = Callable[[list[dict], tuple[str, ...]], Values]  # of records and GLUE tasks
 
 
-def _points(left: Values, right: Values) -> Values:
-    return {seed: a - b for seed, (a, b) in paired(left, right).items()}
+@dataclass(frozen=True)
+class Quantity:
+    """A difference between two methods that a reading may move."""
+
+    name: str
+    side: int  # the sign the paper claims for it
+    ratio: bool  # a difference of logarithms
+    values: Measure
+    reads: Callable[[dict], bool]  # does a record enter it
 
 
-def _glue(left: str, right: str) -> Callable[[list[dict], tuple[str, ...]], Values]:
-    return lambda records, tasks: _points(*(average(records, row, "dev", tasks) for row in (left, right)))
+def _perplexity(model: str) -> Measure:
+    return lambda records, _: select_metric(records, "perplexity.wiki.test", "finetune_lm", model=model).values
 
 
-QUANTITIES: dict[str, tuple[int, bool, Callable[[list[dict], tuple[str, ...]], Values]]] = {  # (claimed side, ratio, values by seed)
-    "Table 4: KnGPT2 / DistilGPT2, perplexity": (-1, True, lambda r, _: _ratio(*(find(r, "perplexity.wiki.test", "finetune_lm", model=m).values for m in ("student", "baseline")))),
-    "Table 7: LM / LM + KD, perplexity": (-1, True, lambda r, _: _ratio(ablated(r, "lm").values, ablated(r, "lm_kd").values)),
-    "Table 5: KnGPT2 − DistilGPT2": (1, False, _glue("student", "baseline")),
-    "Table 5: KnGPT2 + ILKD − KnGPT2": (1, False, _glue("student_ilkd", "student")),
-    "Table 7, MNLI f1: LM + KD − none": (1, False, lambda r, _: _points(*(find(r, "dev.f1", "finetune_glue", row=f"ablation_{a}", task="mnli").values for a in ("lm_kd", "none")))),
-}
+def _ablation(objective: str) -> Measure:
+    return lambda records, _: after_ablation(records, objective).values
 
 
-def effects(records: list[dict], others: dict[str, list[dict]]) -> pandas.DataFrame:
-    """A line per reading and quantity that it moves (COLUMNS); `others` are the records of stages() by reading, joined over the default ones by what they are of."""
-    import pandas
+def _mnli(objective: str) -> Measure:
+    return lambda records, _: select_metric(records, "dev.f1", "finetune_glue", row=f"ablation_{objective}", task="mnli").values
 
-    lines = []
-    for name, changed in others.items():
-        seeds = {record["fields"].get("seed") for record in changed}
-        tasks = tuple(task for task in TASKS if any(record["fields"].get("task") == task and record["fields"]["row"].startswith("student") for record in changed))
-        default = [record for record in records if record["fields"].get("seed") in seeds | {None}]
-        named = {_name(record): record for record in default} | {_name(record): record for record in changed}
-        for quantity, (side, ratio, values) in QUANTITIES.items():
-            before, after = values(default, tasks), values(list(named.values()), tasks)
-            if not _touches(quantity, changed) or not before or not after:
-                continue
-            both = paired(after, before)
-            moved = interval([a - b for a, b in both.values()])
-            kind = math.exp if ratio else float
-            verdicts = [_verdict(values, side) for values in (before, after)]
-            means = [interval(list(values.values()))[0] for values in (before, after)]
-            shown = f"{quantity} ({' and '.join(TASKS[t] for t in tasks)})" if "Table 5" in quantity else quantity
-            lines.append([name, "=".join((".".join(SWITCHES[name][:2]), str(SWITCHES[name][2]))), shown, *map(kind, means), *map(kind, moved), len(both),
-                          "yes" if min(moved[1:]) > 0 or max(moved[1:]) < 0 else "undecided", *verdicts, "yes" if verdicts[0] != verdicts[1] else "no"])  # fmt: skip
+
+def _glue(row: str) -> Measure:
+    return lambda records, tasks: average(records, row, "dev", tasks)
+
+
+def _difference(left: Measure, right: Measure, ratio: bool = False) -> Measure:
+    return lambda records, tasks: paired_differences(left(records, tasks), right(records, tasks), ratio)
+
+
+def _glue_of(prefix: str) -> Callable[[dict], bool]:
+    return lambda record: record["stage"] == "finetune_glue" and record["fields"]["row"].startswith(prefix)
+
+
+def _finetune_lm(record: dict) -> bool:
+    return record["stage"] == "finetune_lm"
+
+
+def _pretrain_wiki(record: dict) -> bool:
+    return record["stage"] == "pretrain" and record["fields"]["on"] == "wiki"
+
+
+QUANTITIES = (
+    Quantity(
+        "Table 4: KnGPT2 / DistilGPT2, perplexity", -1, True,
+        _difference(_perplexity("student"), _perplexity("baseline"), True), _finetune_lm,
+    ),
+    Quantity(
+        "Table 7: LM / LM + KD, perplexity", -1, True, _difference(_ablation("lm"), _ablation("lm_kd"), True), _pretrain_wiki,
+    ),
+    Quantity(
+        "Table 5: KnGPT2 − DistilGPT2", 1, False, _difference(_glue("student"), _glue("baseline")), _glue_of("student"),
+    ),
+    Quantity(
+        "Table 5: KnGPT2 + ILKD − KnGPT2", 1, False, _difference(_glue("student_ilkd"), _glue("student")), _glue_of("student"),
+    ),
+    Quantity(
+        "Table 7, MNLI f1: LM + KD − none", 1, False, _difference(_mnli("lm_kd"), _mnli("none")), _glue_of("ablation"),
+    ),
+)
+
+
+def effects(records: list[dict], switched: dict[str, list[dict]]) -> pandas.DataFrame:
+    """A line per reading and quantity that it moves (COLUMNS); `switched` has the records each reading made anew."""
+    lines = [line for reading, changed in switched.items() for line in _lines(records, reading, changed)]
     return pandas.DataFrame(lines, columns=COLUMNS)
 
 
-def _name(record: dict) -> tuple:
+def _lines(records: list[dict], reading: str, changed: list[dict]) -> Iterator[list]:
+    """The lines of one reading, at the seeds and GLUE tasks it was run with."""
+    seeds = {record["fields"].get("seed") for record in changed}
+    tasks = tuple(
+        task for task in TASKS if any(record["fields"].get("task") == task and _glue_of("student")(record) for record in changed)
+    )
+    default = [record for record in records if record["fields"].get("seed") in seeds | {None}]
+    replaced = {_identity(record): record for record in (*default, *changed)}
+    section, field, value = SWITCHES[reading]
+    for quantity in QUANTITIES:
+        before, after = (quantity.values(chosen, tasks) for chosen in (default, list(replaced.values())))
+        if not any(map(quantity.reads, changed)) or not before or not after:
+            continue
+        pairs = paired(after, before)
+        moved = judge({seed: a - b for seed, (a, b) in pairs.items()}, ratio=quantity.ratio)
+        verdicts = [HELD[judge(values, side=quantity.side, ratio=quantity.ratio).holds] for values in (before, after)]
+        transform = math.exp if quantity.ratio else float
+        means = [transform(interval(list(values.values()))[0]) for values in (before, after)]
+        on_tasks = f" ({' and '.join(TASKS[task] for task in tasks)})" if "Table 5" in quantity.name else ""
+        yield [
+            reading, f"{section}.{field}={value}", quantity.name + on_tasks, *means, *moved[1:4], len(pairs),
+            "undecided" if moved.holds is None else "yes", *verdicts, "yes" if verdicts[0] != verdicts[1] else "no",
+        ]
+
+
+def _identity(record: dict) -> tuple:
     return record["stage"], tuple(sorted(record["fields"].items(), key=str))
-
-
-def _verdict(values: Values, side: int) -> str:
-    _, low, high = interval(list(values.values()))
-    if math.isnan(low):
-        return "undecided"
-    return "held" if min(side * low, side * high) > 0 else "not held" if max(side * low, side * high) < 0 else "undecided"
-
-
-def _touches(quantity: str, changed: list[dict]) -> bool:
-    """Do these stages enter the quantity at all?"""
-    wanted = {
-        "Table 4": lambda r: r["stage"] == "finetune_lm", "Table 7: LM": lambda r: r["stage"] == "pretrain" and r["fields"]["on"] == "wiki",
-        "Table 5": lambda r: r["stage"] == "finetune_glue" and r["fields"]["row"].startswith("student"),
-        "Table 7, MNLI": lambda r: r["stage"] == "finetune_glue" and r["fields"]["row"].startswith("ablation"),
-    }  # fmt: skip
-    return any(test(record) for key, test in wanted.items() if quantity.startswith(key) for record in changed)

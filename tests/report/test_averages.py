@@ -3,8 +3,8 @@
 import pytest
 from test_report import make
 
+from kn import report
 from kn.report import averages
-from kn.report import write as report
 from kn.report.statistics import interval
 
 

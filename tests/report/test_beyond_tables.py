@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from kn.report import beyond as findings
-from kn.report import plots, site
-from kn.report import write as report
+from kn import report
+from kn.report import beyond, table_registry
+from kn.report.orderings import compare
 from kn.suite import plan as kinds
 
 SEEDS = range(3)
@@ -54,7 +54,7 @@ def cell(frame, row, column):
 
 
 def test_alignment_table(records):
-    frame = findings.table("beyond_alignment", records)
+    frame = report.beyond_table("beyond_alignment", records)
     assert list(frame.columns) == report.COLUMNS and set(frame["table"]) == {"beyond_alignment"}
     start = "Aligned start: all, dense layers corrected"
     assert cell(frame, start, "web text (calibration)").ours == pytest.approx(34.5 * 1.01, rel=1e-5) and cell(frame, start, "web text (calibration)").n == 3
@@ -68,11 +68,11 @@ def test_alignment_table(records):
 
 
 def test_alignment_claims(records):
-    claims = findings.claims("beyond_alignment", records).set_index("claim")
-    web, wiki = (claims.loc[f"Before training, {name}: aligned start at most 1.2 times the teacher's perplexity, ratio"] for name in findings.DOMAINS.values())
+    claims = report.beyond_claims("beyond_alignment", records).set_index("claim")
+    web, wiki = (claims.loc[f"Before training, {name}: aligned start at most 1.2 times the teacher's perplexity, ratio"] for name in beyond.DOMAINS.values())
     assert web.verdict == "held" and web.ours == pytest.approx(34.5 / 30 * math.exp(sum(map(math.log, (1, 1.01, 1.02))) / 3), rel=1e-4) and wiki.verdict == "not held"
     assert claims.loc["Before training, web text (calibration): aligned below SVD start, ratio"].verdict == "held"
-    needed = [claims.loc[f"Share of the light pre-training after which the aligned start is as good as the SVD start after all of it, {name}: at most 0.1"] for name in findings.DOMAINS.values()]
+    needed = [claims.loc[f"Share of the light pre-training after which the aligned start is as good as the SVD start after all of it, {name}: at most 0.1"] for name in beyond.DOMAINS.values()]
     assert needed[0].verdict == "held" and needed[0].ours == 0 and needed[1].verdict == "not run"  # 49 never reaches 45
     scores = [claim for claim in claims.index if "fine-tuned on" in claim]
     assert scores == [f"{when}, fine-tuned on RTE, MNLI: aligned above SVD start, points" for when in ("Before training", "After 0.1 of the light pre-training")]
@@ -80,19 +80,23 @@ def test_alignment_claims(records):
 
 
 def test_a_bound_is_held_by_the_whole_interval():
-    line = {"claim": "", "paper": None, "ours": 1.15, "low": 1.1, "high": 1.25, "n": 3, "verdict": ""}
-    assert findings.below(line, 1.2)["verdict"] == "undecided" and findings.below(line, 1.3)["verdict"] == "held" and findings.below(line, 1.05)["verdict"] == "not held"
-    one = {**line, "low": math.nan, "high": math.nan, "n": 1}
-    assert findings.below(one, 2.0)["verdict"] == "one seed: undecided" and findings.below({**line, "n": 0, "verdict": "not run"}, 1)["verdict"] == "not run"
+    values = dict(enumerate([1.12, 1.15, 1.18]))  # mean 1.15, interval 1.075 … 1.225
+
+    def verdict(left, bound):
+        return compare("at most", left, {None: 0.0}, None, -1, False, bound)["verdict"]
+
+    assert [verdict(values, bound) for bound in (1.2, 1.3, 1.05)] == ["undecided", "held", "not held"]
+    assert verdict({0: 1.0}, 2.0) == "one seed: undecided" and verdict({}, 1.0) == "not run"
+    assert verdict(dict.fromkeys(range(3), 0.1), 0.1) == "held"  # the bound itself
 
 
 def test_compression(records):
-    frame = findings.table("beyond_compression", records)
-    row = findings.title("aligned", {"layers": "odd", "factor": 2})
+    frame = report.beyond_table("beyond_compression", records)
+    row = beyond.title("aligned", {"layers": "odd", "factor": 2})
     assert row == "Aligned start, odd layers, factor 2" and cell(frame, row, "parameters").ours == 1.2 and cell(frame, row, "parameters in all").ours == 1.8
     assert cell(frame, row, "as made, web").ours == pytest.approx(50.5) and cell(frame, row, "trained, wiki").ours == pytest.approx(25.25)
     assert len(set(frame["row"])) == len(kinds.COMPRESSION_GRID) + 2
-    claims = findings.claims("beyond_compression", records).set_index("claim")
+    claims = report.beyond_claims("beyond_compression", records).set_index("claim")
     assert claims.loc["Odd layers, factor 2, as made, web text: aligned start below low-rank products, ratio"].verdict == "held"
     narrow = [claim for claim in claims.index if "narrow" in claim]
     assert narrow and all("after a short training" in claim for claim in narrow)  # the same function before it
@@ -103,16 +107,16 @@ def test_pages_and_plots(records, tmp_path):
     for name in kinds.BEYOND:
         report.write_beyond(name, records, "mini", tmp_path)
         page = (tmp_path / f"{name}.html").read_text()
-        assert site.BEYOND[name] in page and "<svg" in page and "not run" not in page.split("<h2>")[0] and (tmp_path / f"{name}_claims.csv").exists()
+        assert table_registry.TABLES[name].title in page and "<svg" in page and "not run" not in page.split("<h2>")[0] and (tmp_path / f"{name}_claims.csv").exists()
     index = report.write_index(records, "mini", tmp_path).read_text()
     assert all(f'id="{name}"' in index for name in kinds.BEYOND)
     assert 'id="beyond' not in report.write_index(records[:2], "mini", tmp_path).read_text()
-    figure = plots.beyond("beyond_alignment", findings.table("beyond_alignment", records))
+    figure = report.plot("beyond_alignment", records)
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0", "0.1", "1", "3"]
-    assert all(text.get_text() == "not run" for axis in plots.beyond("beyond_compression", findings.table("beyond_compression", [])).axes for text in axis.texts)
+    assert all(text.get_text() == "not run" for axis in report.plot("beyond_compression", []).axes for text in axis.texts)
 
 
-@pytest.mark.parametrize("function", [findings.table, findings.claims])
+@pytest.mark.parametrize("function", ["beyond_table", "beyond_claims"])
 def test_an_unknown_name(function):
     with pytest.raises(ValueError, match="^'beyond_size' is not a notebook beyond the tables: allowed are beyond_alignment and beyond_compression$"):
-        function("beyond_size", [])
+        getattr(report, function)("beyond_size", [])

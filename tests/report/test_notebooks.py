@@ -85,5 +85,5 @@ def test_each_notebook_makes_its_own_table(number):
 @pytest.mark.parametrize("name", BEYOND)
 def test_each_notebook_beyond_the_tables_makes_its_own(name):
     source = "\n".join(cell.source for cell in code_cells(read(name)))
-    assert f'tables=["{name}"]' in source and f'findings.table("{name}", records)' in source and f'findings.claims("{name}", records)' in source
+    assert f'tables=["{name}"]' in source and f'report.beyond_table("{name}", records)' in source and f'report.beyond_claims("{name}", records)' in source
     assert f'report.write_beyond("{name}", records, profile, stages.report_folder(profile))' in source

@@ -9,8 +9,8 @@ from browser import chromium
 from conftest import ROOT
 from test_report import make
 
+from kn import report
 from kn.report import pages
-from kn.report import write as report
 
 PAGES = ["index", "claims", "how", "failed", "records", "table3", "table5", "beyond_alignment", "beyond_compression"]
 
@@ -107,11 +107,11 @@ def test_a_number_leads_to_its_stage(browser, site):
 
 def test_negative_results_are_taken_from_the_log():
     log = "# Log\n\n## 2026-01-01 · first\n\n- kept `x`\n- (−) a <b>\n  second line\n\n## 2026-01-02 · second\n\n- all good\n"
-    assert pages.negatives(log) == [("2026-01-01 · first", ["(−) a <b> second line"])]
+    assert pages.negative_results(log) == [("2026-01-01 · first", ["(−) a <b> second line"])]
     text = pages.failed_page(log, [], "mini")
     assert "a &lt;b&gt; second line" in text and "all good" not in text
     committed = (ROOT / "LOG.md").read_text(encoding="utf-8")
-    assert sum(len(points) for _, points in pages.negatives(committed)) > 40
+    assert sum(len(points) for _, points in pages.negative_results(committed)) > 40
 
 
 def test_how_it_was_made_says_the_command():

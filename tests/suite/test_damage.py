@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import json
 import random
 import shutil
@@ -14,7 +15,7 @@ from cheap import FILES, PLAN
 from conftest import TIMED, tiny_gpt2
 
 from kn.distill import DistillationConfig
-from kn.report import notebooks, site
+from kn.report import formatting, notebooks, pages
 from kn.suite import cost, evaluate, input_digests, launch, profiles, training
 from kn.suite import run as stages
 from kn.suite.store import Store, StoreError
@@ -270,11 +271,11 @@ def test_another_version_of_a_documentation_package_is_another_key(monkeypatch):
 def test_two_versions_of_a_library_in_one_table_are_said(copied, package):
     """Their results share a key, so the pages and the command's last lines warn."""
     records = stages.records(Store(copied), [item for item in PLAN if item.kind == "finetune_lm"])
-    assert not [line for line in site.cautions(records, "test") if "stages were made with" in line]
+    assert not [line for line in formatting.cautions(records, "test") if "stages were made with" in line]
     records[0]["provenance"]["packages"] = {**records[0]["provenance"]["packages"], package: "9.9.9"}
-    (line,) = [line for line in site.cautions(records, "test") if "stages were made with" in line]
+    (line,) = [line for line in formatting.cautions(records, "test") if "stages were made with" in line]
     assert line.startswith(f"stages were made with {package} ") and " and 9.9.9: numbers of one table may differ for that alone; make all with one, in a store of its own (KN_HOME=…)" in line
-    assert line.replace("&", "&amp;") in site.page("A page", "", "test", records)
+    assert line in html.unescape(pages.records_page(records, "test"))
 
 
 # ---------------------------------------------------------------- notebooks

@@ -14,8 +14,8 @@ from cheap import PLAN
 from conftest import ROOT, TIMED
 
 from kn import __main__ as command
+from kn import report
 from kn.report import notebooks
-from kn.report import write as report
 from kn.suite import run as stages
 from kn.suite.store import Stage, Store, StoreError
 
@@ -61,7 +61,7 @@ def test_every_cell_of_claims_csv_is_shown_as_text(reports, column, word):
     text = report.write_front(reports).read_text(encoding="utf-8")
     assert word == FORMULA or harmless(text, word) is None
     if column in ("id", "group", "ours"):
-        assert html.escape(word) in text or html.escape(word.replace("-", " ")) in text  # shown, so this test looks at the right place
+        assert word in html.unescape(text) or word.replace("-", " ") in html.unescape(text)  # shown, so this test looks at the right place
 
 
 RUNS = [
@@ -105,12 +105,15 @@ def test_a_damaged_claims_csv_is_left_out_or_read(reports, number, capsys):
 
 @pytest.mark.parametrize("column", ["group", "case", "variant", "dtype", "device", "threads", "torch", "unit"])
 def test_a_benchmark_is_shown_as_text(tmp_path, monkeypatch, column):
-    from kn.report import plots, site
+    from kn.report import pages, plots
 
     frame = pandas.read_csv(ROOT / "benchmarks" / "speed-cpu.csv").astype({column: object})
-    picture = plots.speed(frame)
+    figure = plots.draw(plots.speed, frame)
     frame[column] = SCRIPT
-    harmless(site.speed_section(frame, picture), SCRIPT)
+    template = pages.ENVIRONMENT.from_string('{% import "macros.html" as macros %}{% include "benchmark.html" %}')
+    text = template.render(benchmark=pages.benchmark_view(frame, figure))
+    assert column == "unit" or SCRIPT in html.unescape(text)
+    harmless(text, SCRIPT)
 
 
 @pytest.mark.parametrize("word", [SCRIPT, FORMULA])
@@ -123,13 +126,13 @@ def test_words_in_records_are_text_in_pages_and_csv(whole, tmp_path, word):
         record["metrics"] = {**record["metrics"], "hardware": word, "hyper": {"optimizer": word}, "log": [{word: word}]}
     report.write_table(3, records, word, tmp_path)
     report.write_table(2, records, word, tmp_path)
-    from kn.report import pages, site
+    from kn.report import pages
 
-    (tmp_path / "records.html").write_text(site.records_page(records, word))
+    (tmp_path / "records.html").write_text(pages.records_page(records, word))
     (tmp_path / "how.html").write_text(pages.how_page(records, word, {"seeds": word, "overrides": [word], "tables": [word], "corpus": word}))
     for page in tmp_path.glob("*.html"):
         text = page.read_text(encoding="utf-8")
-        assert html.escape(word) in text and (word == FORMULA or harmless(text, word) is None), page
+        assert word in html.unescape(text) and (word == FORMULA or harmless(text, word) is None), page
     assert word in set(pandas.read_csv(tmp_path / "table3.csv")["ours"])
 
 

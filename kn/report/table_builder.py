@@ -1,0 +1,109 @@
+"""The lines of one table: the printed value, ours over seeds, their difference and a verdict, a line per cell.
+
+TableBuilder(4).add(row, column, values)    collects cells; .frame() is the CSV, .seeds() every number behind it
+machine_independent_facts(frame)            what of a table is the same on every machine
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import pandas
+
+from kn.paper import printed, value_of
+from kn.report.metrics import SeedValues
+
+COLUMNS = ["table", "row", "column", "metric", "paper", "ours", "sd", "n", "delta", "verdict", "unit", "stage"]
+SEED_COLUMNS = ["table", "row", "column", "metric", "unit", "verdict", "seed", "value", "stage"]
+METHOD_COLUMNS = ["method", "layers", "factor", "share"]  # machine-readable, for plots; not in the CSV
+COUNT = "parameters without the output embedding"
+MACHINE_INDEPENDENT = ("shape", "count", "hyper-parameter", COUNT, "parameters", "steps")  # metrics no processor changes
+
+
+class TableBuilder:
+    """Collects the cells of one table; printed values are looked up by row and column.
+
+    `table` is 1-7, or the name of a table of ours, which has no printed values. `missing` is the verdict of a cell
+    without a value.
+    """
+
+    def __init__(self, table: int | str):
+        self.table, self.missing = table, "not run"
+        self.cells: list[list] = []
+        self.seed_lines: list[list] = []
+        self.methods: dict[str, dict[str, Any]] = {}  # row → its METHOD_COLUMNS
+        cells = printed(table).itertuples() if isinstance(table, int) else ()
+        self.paper = {(cell.row, cell.column): cell for cell in cells}
+
+    def add(
+        self, row: str, column: str, found: SeedValues, metric: str = "", unit: str = "", verdict: str = "", paper: Any = ...
+    ) -> None:
+        """One cell: mean and standard deviation over seeds beside the printed value, or beside the one passed as `paper`."""
+        cell = self.paper.get((row, column)) if paper is ... else None
+        if cell is not None:
+            number = value_of(cell.value)
+            paper = cell.value if number is None else number
+            metric, unit = metric or cell.metric, unit or cell.unit
+        paper = None if paper is ... else paper
+        values = list(found.values.values())
+        numeric = bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        ours, sd, delta = None, None, None
+        if numeric:
+            ours = values[0] if len(set(values)) == 1 else rounded(statistics.fmean(values))
+            sd = rounded(statistics.stdev(values)) if len(values) > 1 else None
+            delta = rounded(ours - paper) if isinstance(paper, int | float) else None
+            ours = rounded(ours)
+        elif values:
+            ours = " / ".join(dict.fromkeys(map(str, values)))
+        verdict = self.missing if ours is None else verdict or "recorded"
+        stages = ";".join(dict.fromkeys(found.stages))
+        self.cells.append([self.table, row, column, metric, paper, ours, sd, len(values), delta, verdict, unit, stages])
+        # a value made of several stages names them in the table alone
+        paths = found.stages if len(found.stages) == len(values) else [""] * len(values)
+        for (seed, value), path in zip(found.values.items(), paths, strict=True):
+            if numeric and not isinstance(seed, tuple):
+                self.seed_lines.append([self.table, row, column, metric, unit, verdict, seed, value, path])
+
+    def frame(self) -> pandas.DataFrame:
+        """The table with the columns of its CSV (COLUMNS), a line per cell."""
+        frame = pandas.DataFrame(self.cells, columns=COLUMNS)
+        return frame.astype({"paper": object, "ours": object, "sd": float, "delta": float})
+
+    def plot_frame(self) -> pandas.DataFrame:
+        """The table with METHOD_COLUMNS, which say what made a row."""
+        frame = self.frame()
+        return frame.join(pandas.DataFrame([self.methods.get(row, {}) for row in frame["row"]], columns=METHOD_COLUMNS))
+
+    def seeds(self) -> pandas.DataFrame:
+        """A line per number and seed, not rounded; the seed is empty where nothing is random (SEED_COLUMNS)."""
+        frame = pandas.DataFrame(self.seed_lines, columns=SEED_COLUMNS)
+        return frame.astype({"table": str, "seed": "Int64", "value": float})
+
+
+def rounded(value: float) -> int | float:
+    """Six significant digits; integers unchanged."""
+    return value if isinstance(value, int) else float(f"{value:.6g}")
+
+
+def machine_independent_facts(frame: pandas.DataFrame) -> dict[str, Any]:
+    """What of a table is the same on every machine: size, names, printed values, shapes, counts, hyper-parameters."""
+    number = frame["table"].iloc[0]
+    cells = printed(int(number))[["row", "column"]].itertuples(index=False, name=None) if not isinstance(number, str) else ()
+    in_paper = set(cells)
+    lines = frame.drop_duplicates(["row", "column"]).itertuples()
+    paper = [line.paper for line in lines if (line.row, line.column) in in_paper]
+    numbers = [value for value in paper if not isinstance(value, str)]
+    facts = {
+        "lines and columns": frame.shape,
+        "columns": ", ".join(frame.columns),
+        "rows": " | ".join(dict.fromkeys(frame["row"])),
+        "cells per row": " | ".join(dict.fromkeys(frame["column"])),
+        "printed": f"{len(paper)} cells, numbers add up to {round(math.fsum(numbers), 5):.10g}",
+    }
+    independent = frame["metric"].isin(MACHINE_INDEPENDENT) & (frame["column"] != "Precision")  # that follows the processor
+    for line in frame[independent & frame["ours"].notna()].itertuples():
+        verdict = "" if line.verdict == "recorded" else f" ({line.verdict})"
+        facts[f"{line.row}, {line.column}"] = f"{line.ours}{verdict}"
+    return facts
