@@ -24,7 +24,7 @@ def browser():
 @pytest.fixture(scope="module")
 def site():
     """The committed report: what readers get is what is tested. KN_REPORTS names another."""
-    return Path(os.environ.get("KN_REPORTS") or ROOT / "reports")
+    return Path(os.environ.get("KN_REPORTS") or ROOT / "reports" / "published")
 
 
 def opened(browser, path, width=1200, scheme="light"):
