@@ -1,28 +1,37 @@
 """kn: Kronecker decomposition for GPT compression.
 
-`import kn` makes the compressed models known to transformers' AutoModel, which takes as long as importing transformers.
-Where KN_QUICK_IMPORT is set (the command line sets it: --help and the plan need no model) that is left to the first use.
+`import kn` registers the compressed models with transformers' AutoModel, which takes as long as importing
+transformers. If KN_QUICK_IMPORT is set (the command line sets it: --help and the plan need no model), the
+first use does it.
 """
 
 import os
 import warnings
 from importlib import import_module
 
-warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm in a notebook without ipywidgets: its bars are text then
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm in a notebook without ipywidgets
 
-_WHERE = {
-    "nearest_kronecker": "kronecker.layers", "KroneckerLinear": "kronecker.layers", "KroneckerEmbedding": "kronecker.layers", "KroneckerHead": "kronecker.layers",
-    "KroneckerSpec": "models.config", "KnGPT2Config": "models.config", "KnLlamaConfig": "models.config", "compress": "compression", "count_parameters": "models.base",
-    "KnGPT2Model": "models.gpt2", "KnGPT2LMHeadModel": "models.gpt2", "KnGPT2ForSequenceClassification": "models.gpt2", "KnLlamaModel": "models.llama", "KnLlamaForCausalLM": "models.llama", "KnLlamaForSequenceClassification": "models.llama",
-    "attention_kl": "distill.attention_kl", "capture": "distill.capture", "Captured": "distill.capture", "ilkd_loss": "distill.ilkd", "vanilla_kd_loss": "distill.ilkd", "DistillTrainer": "distill.trainer",
-}  # fmt: skip
-__all__ = list(_WHERE)
+_MODULES = {
+    "kronecker.nearest": ("nearest_kronecker",),
+    "kronecker.layers": ("KroneckerLinear", "KroneckerEmbedding", "KroneckerHead"),
+    "models.config": ("KroneckerSpec", "KnGPT2Config", "KnLlamaConfig"),
+    "compression": ("compress",),
+    "models.base": ("count_parameters",),
+    "models.gpt2": ("KnGPT2Model", "KnGPT2LMHeadModel", "KnGPT2ForSequenceClassification"),
+    "models.llama": ("KnLlamaModel", "KnLlamaForCausalLM", "KnLlamaForSequenceClassification"),
+    "distill.attention_kl": ("attention_kl",),
+    "distill.capture": ("capture", "Captured"),
+    "distill.ilkd": ("ilkd_loss", "vanilla_kd_loss"),
+    "distill.trainer": ("DistillTrainer",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str):
-    if name not in _WHERE:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'kn' has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__():

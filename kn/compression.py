@@ -1,66 +1,74 @@
-"""compress(): a GPT-2 or Llama becomes a model of Kronecker products, by the chosen start."""
+"""compress(): a GPT-2 or Llama becomes a model of Kronecker products, from the start that the spec names."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
 
 from kn.align.gpt2 import prepare
 from kn.kronecker import checks
-from kn.kronecker.layers import KroneckerEmbedding, KroneckerLinear
+from kn.kronecker.layers import KRONECKER_MODULES, KroneckerHead, is_conv1d
 from kn.models import model_card
 from kn.models.auto import COMPRESSED_CLASSES
-from kn.models.base import FACTORED, KroneckerModel, is_conv1d
+from kn.models.base import KroneckerModel
 from kn.models.config import KroneckerSpec
 
 
 def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibration=None) -> KroneckerModel:
-    """The compressed model of a GPT-2 or Llama (language model, sequence classifier or neither), started from the nearest Kronecker products (eq. 1, §3.2).
+    """Compress a GPT-2 or Llama by the nearest Kronecker products to its weight matrices (eq. 1, §3.2).
 
-    The output head stays dense, a clone of the teacher's and no longer tied to the embedding, unless spec.head is "tied".
-    `calibration`, token ids (sequences, length) of some text, is for init="aligned" (aligned.py). Raises TypeError for other model classes and ValueError for specs the model cannot take.
+    Takes language models, sequence classifiers and models without a head. The output head stays dense, a
+    clone of the teacher's that is not tied to the embedding, unless spec.head is "tied". `calibration`, token
+    ids (sequences, length) of some text, is for init="aligned". Raises TypeError for other model classes or
+    another spec, and ValueError for specs that do not fit the model.
     """
     if type(model) not in COMPRESSED_CLASSES:
-        raise TypeError(f"compress takes a GPT-2 or Llama model (GPT2LMHeadModel, GPT2ForSequenceClassification, LlamaForCausalLM, …), got {type(model).__name__}")
+        classes = "GPT2LMHeadModel, GPT2ForSequenceClassification, LlamaForCausalLM, …"
+        raise TypeError(f"compress takes a GPT-2 or Llama model ({classes}), got {type(model).__name__}")
     if not isinstance(spec, KroneckerSpec):
-        raise TypeError(f"spec is {checks.describe_value(spec)}: a KroneckerSpec wanted, such as kn.KroneckerSpec(factor=2)")
+        described = checks.describe_value(spec)
+        raise TypeError(f"spec is {described}: expected a KroneckerSpec, such as kn.KroneckerSpec(factor=2)")
     head = model.get_output_embeddings()
     if spec.head == "tied" and head is not None and head.weight is not model.get_input_embeddings().weight:
-        raise ValueError("head 'tied' needs a teacher whose head is its embedding: this one's is a matrix of its own, so take head='dense'")
-    made = model_card.provenance(model)
-    if spec.init == "aligned":
-        model = prepare(model, spec, calibration)
-    student = factorize(model, spec)
-    student.config.provenance = made
+        problem = "head 'tied' needs a teacher whose head is tied to its embedding, and this one's is not"
+        raise ValueError(f"{problem}: take head='dense'")
+    provenance = model_card.provenance(model)
+    student = factorize(prepare(model, spec, calibration) if spec.init == "aligned" else model, spec)
+    student.config.provenance = provenance
     return student
 
 
 def factorize(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
-    """The compressed model whose matrices are the Kronecker products nearest to this one's, whatever it was started from: what `compress` ends with. ValueError where its weights do not fit."""
-    student_class = COMPRESSED_CLASSES[type(model)]
-    fields = {k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "architectures", "tie_word_embeddings")}
+    """The model of the nearest Kronecker products to `model`'s matrices, whatever spec.init is.
+
+    Raises ValueError if its weights do not fit.
+    """
+    student_class: Any = COMPRESSED_CLASSES[type(model)]
+    own = ("model_type", "architectures", "tie_word_embeddings")
+    fields = {k: v for k, v in model.config.to_dict().items() if k not in own}
     config = student_class.config_class(**fields, kronecker=asdict(spec))
     config._attn_implementation = model.config._attn_implementation
     with torch.device(model.device):
         student = student_class(config).to(model.dtype)
-    state = {k: v.clone() for k, v in model.state_dict().items()}  # a tied head appears here under its own name
-    factored = {name: module for name, module in student.named_modules() if isinstance(module, FACTORED)}
+    state = {k: v.clone() for k, v in model.state_dict().items()}  # a tied head has its own name here
+    factored = {name: m for name, m in student.named_modules() if isinstance(m, KRONECKER_MODULES)}
     for name, module in factored.items():
         weight = state.pop(f"{name}.weight")
+        if isinstance(module, KroneckerHead):  # shares the embedding's factors
+            continue
         try:
-            if isinstance(module, KroneckerLinear):
-                module.approximate(weight.T if is_conv1d(model.get_submodule(name)) else weight, spec.scale)
-            elif isinstance(module, KroneckerEmbedding):
-                module.approximate(weight, spec.scale)
+            module.approximate(weight.T if is_conv1d(model.get_submodule(name)) else weight, spec.scale)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     missing, unexpected = student.load_state_dict(state, strict=False)
-    left = [k for k in missing if k.rpartition(".")[0] not in factored]
-    if left or unexpected:
-        raise ValueError(f"the teacher's weights do not fit: missing {left[:3]}, unexpected {unexpected[:3]}")
+    missing = [key for key in missing if key.rpartition(".")[0] not in factored]
+    if missing or unexpected:
+        problem = f"missing {missing[:3]}, unexpected {unexpected[:3]}"
+        raise ValueError(f"the teacher's weights do not fit: {problem}")
     if student.can_generate():
         student.generation_config = copy.deepcopy(model.generation_config)
     return student.train(model.training)

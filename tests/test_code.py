@@ -127,7 +127,7 @@ def test_the_public_interface_names_its_source():
     import kn
 
     for name in kn.__all__:
-        tree = TREES[(ROOT / "kn").joinpath(*kn._WHERE[name].split(".")).with_suffix(".py")]
+        tree = TREES[(ROOT / "kn").joinpath(*kn._MODULE_OF[name].split(".")).with_suffix(".py")]
         text = next(ast.get_docstring(node) or "" for node in tree.body if isinstance(node, FUNCTION | ast.ClassDef) and node.name == name)
         assert re.search(r"[Ee]q\. [1-5]|§3|Table \d|Hinton", text), f"{name} does not say what of the paper it is"
 

@@ -47,7 +47,7 @@ MUTATIONS = {  # what goes wrong: (file, as it is, as it must not be, the test t
         "distill/test_large_vocabulary.py::test_next_token_loss",
     ),
     "head tied to the teacher's": (
-        "models/base.py",
+        "compression.py",
         "    return student.train(model.training)",
         "    student.lm_head = getattr(model, 'lm_head', None)\n    return student.train(model.training)",
         "models/test_gpt2.py::test_head_is_dense_untied_and_cloned",
@@ -59,7 +59,7 @@ MUTATIONS = {  # what goes wrong: (file, as it is, as it must not be, the test t
         "models/test_gpt2.py::test_what_is_compressed",
     ),
     "factors transposed in the start": (
-        "kronecker/layers.py",
+        "kronecker/nearest.py",
         "permute(0, 2, 1, 3).reshape(m1 * n1",
         "permute(2, 0, 1, 3).reshape(m1 * n1",
         "kronecker/test_kronecker.py::test_residual_is_the_tail_of_the_spectrum",

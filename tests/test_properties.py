@@ -91,16 +91,16 @@ def test_nearest_kronecker(W, b_shape, rank, scale):
     sizes=st.tuples(st.one_of(st.integers(1, 12), odd), st.one_of(st.integers(1, 12), odd)),
     b_shape=st.one_of(st.tuples(st.integers(1, 3), st.integers(1, 3)), odd),
     rank=st.one_of(st.integers(1, 3), odd),
-    parts=st.one_of(st.integers(1, 3), odd),
+    num_fused=st.one_of(st.integers(1, 3), odd),
     x=tensors(),
 )
-def test_layers(sizes, b_shape, rank, parts, x):
-    layer = attempt(lambda: KroneckerLinear(*sizes, b_shape, rank, parts=parts))
+def test_layers(sizes, b_shape, rank, num_fused, x):
+    layer = attempt(lambda: KroneckerLinear(*sizes, b_shape, rank, num_fused=num_fused))
     table = attempt(lambda: KroneckerEmbedding(*sizes, rank))
     if layer is not None:
         assert layer.weight.shape == (sizes[1], sizes[0]) and layer(torch.ones(2, sizes[0])).shape == (2, sizes[1])
         if x.ndim and x.shape[-1] != sizes[0]:
-            with pytest.raises(ValueError, match=r"^x is \(.*\): the layer has \d+ inputs, which is the last size wanted$"):
+            with pytest.raises(ValueError, match=r"^x is \(.*\): expected \d+ as the last size$"):
                 layer(x.float())
     if table is not None:
         assert table(torch.tensor([0, sizes[0] - 1])).shape == (2, sizes[1])
@@ -111,11 +111,11 @@ def test_layers(sizes, b_shape, rank, parts, x):
     source=st.one_of(st.just(torch.nn.Linear(4, 6)), st.just(torch.nn.Embedding(6, 4)), anything),
     b_shape=st.one_of(st.tuples(st.integers(1, 3), st.integers(1, 2)), odd),
     rank=st.one_of(st.integers(1, 2), odd),
-    parts=st.one_of(st.just(1), odd),
+    num_fused=st.one_of(st.just(1), odd),
     factor=st.one_of(st.just(2), odd),
 )
-def test_from_linear_and_from_embedding(source, b_shape, rank, parts, factor):
-    layer = attempt(lambda: KroneckerLinear.from_linear(source, b_shape, rank, parts))
+def test_from_linear_and_from_embedding(source, b_shape, rank, num_fused, factor):
+    layer = attempt(lambda: KroneckerLinear.from_linear(source, b_shape, rank, num_fused))
     assert layer is None or torch.equal(layer.bias, source.bias)
     table = attempt(lambda: KroneckerEmbedding.from_embedding(source, factor))
     assert table is None or table.weight.shape == source.weight.shape
@@ -304,19 +304,19 @@ def test_the_residual_is_the_tail_of_the_spectrum(m, n, b, seed, power, rank, sc
     n=st.integers(1, 5),
     b=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     rank=st.integers(1, 4),
-    parts=st.integers(1, 3),
+    num_fused=st.integers(1, 3),
     seed=st.integers(0, 10**6),
     limits=st.sampled_from([(2**17, 2**16), (0, 2**16), (0, 0)]),
     lead=st.lists(st.integers(1, 3), max_size=2),
 )
-def test_a_layer_is_torch_kron(m, n, b, rank, parts, seed, limits, lead):
+def test_a_layer_is_torch_kron(m, n, b, rank, num_fused, seed, limits, lead):
     """Whichever way the forward pass takes: multiplied out, by autograd or by hand."""
     torch.manual_seed(seed)
     rank = min(rank, m * n, b[0] * b[1])
-    layer = KroneckerLinear(n * b[1], parts * m * b[0], b, rank, parts=parts).double()
+    layer = KroneckerLinear(n * b[1], num_fused * m * b[0], b, rank, num_fused=num_fused).double()
     torch.nn.init.normal_(layer.bias)
     x = torch.randn(*lead, n * b[1], dtype=torch.float64)
-    dense = torch.cat([sum(torch.kron(layer.A[p * rank + r], layer.B[p * rank + r]) for r in range(rank)) for p in range(parts)])
+    dense = torch.cat([sum(torch.kron(layer.A[p * rank + r], layer.B[p * rank + r]) for r in range(rank)) for p in range(num_fused)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kn.kronecker.layers.MATERIALIZE_MAX_NUMEL", limits[0])
         patch.setattr("kn.kronecker.layers.CUSTOM_BACKWARD_MIN_NUMEL", limits[1])

@@ -207,9 +207,9 @@ def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
 
 def narrowed(spec: KroneckerSpec, layers: int) -> tuple[set[int], set[int]]:
     """The layers whose attention and those whose feed-forward network are compressed; ValueError where only some matrices of one are, or in another shape."""
-    plan = spec.plan(layers, {path: side for path, (side, _) in KnLlamaForCausalLM.matrices.items()}, KnLlamaForCausalLM.out_proj)
+    plan = spec.factor_shapes(layers, {path: side for path, (side, _) in KnLlamaForCausalLM.target_modules.items()}, KnLlamaForCausalLM.out_proj)
     found = []
-    for paths in ([path for path in KnLlamaForCausalLM.matrices if path not in GATED], GATED):
+    for paths in ([path for path in KnLlamaForCausalLM.target_modules if path not in GATED], GATED):
         found.append({i for i in range(layers) if f"{i}.{paths[0]}" in plan})
         wanted = {f"{i}.{path}" for i in found[-1] for path in paths}
         if {name for name in plan if name.partition(".")[2] in paths} != wanted:

@@ -1,4 +1,7 @@
-"""What the public functions are given, checked with one sentence for each refusal: the name, the value, what is allowed."""
+"""Argument checks for public functions.
+
+Each raises TypeError or ValueError with one line that names the argument, its value and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -6,59 +9,70 @@ import math
 
 import torch
 
-MAX_NUMEL = 2**40  # entries of a weight; nobody has the memory
+MAX_NUMEL = 2**40  # entries of a weight: 4 TB in float32, more than any machine has
 
 
 def describe_value(value: object) -> str:
-    """A value in a message: on one line, at most 60 characters."""
+    """A value in an error message: one line of at most 60 characters; of a tensor, shape and dtype."""
     if isinstance(value, torch.Tensor):
         return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def require_positive_int(name: str, value: object, least: int = 1) -> int:
-    """A whole number of at least `least`; TypeError or ValueError for anything else."""
+def require_positive_int(name: str, value: object) -> int:
+    """An int of at least 1 (no bool). Raises TypeError for another type, ValueError for a smaller number."""
+    message = f"{name} is {describe_value(value)}: expected an integer of at least 1"
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {describe_value(value)}: a whole number of at least {least} wanted")
-    if value < least:
-        raise ValueError(f"{name} is {describe_value(value)}: a whole number of at least {least} wanted")
+        raise TypeError(message)
+    if value < 1:
+        raise ValueError(message)
     return value
 
 
 def require_nonnegative(name: str, value: object, positive: bool = False) -> float:
-    """A finite number that is not negative; TypeError or ValueError for anything else."""
-    word = "positive" if positive else "not negative"
+    """A finite number ≥ 0, > 0 if `positive`. Raises TypeError for no number, ValueError for other ones."""
+    sign = "positive" if positive else "non-negative"
+    message = f"{name} is {describe_value(value)}: expected a finite {sign} number"
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} is {describe_value(value)}: a finite number that is {word} wanted")
+        raise TypeError(message)
     if not 0 <= value < math.inf or positive and not value:
-        raise ValueError(f"{name} is {describe_value(value)}: a finite number that is {word} wanted")
+        raise ValueError(message)
     return value
 
 
+def require_bool(name: str, value: object) -> None:
+    """True or False. Raises TypeError for anything else."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {describe_value(value)}: expected True or False")
+
+
 def require_float_tensor(name: str, value: object, dimensions: int | None = None) -> torch.Tensor:
-    """A tensor of real floating-point numbers that holds something; TypeError or ValueError for anything else."""
+    """A non-empty floating-point tensor. Raises TypeError for another type, ValueError for another shape."""
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} is {describe_value(value)}: a tensor wanted")
+        raise TypeError(f"{name} is {describe_value(value)}: expected a tensor")
     if not value.is_floating_point():
-        raise TypeError(f"{name} is {describe_value(value)}: floating-point numbers wanted")
+        raise TypeError(f"{name} is {describe_value(value)}: expected a floating-point dtype")
     if dimensions is not None and value.ndim != dimensions:
-        raise ValueError(f"{name} is {describe_value(value)}: {dimensions} dimensions wanted")
+        raise ValueError(f"{name} is {describe_value(value)}: expected {dimensions} dimensions")
     if not value.numel():
         raise ValueError(f"{name} is {describe_value(value)}: it is empty")
     return value
 
 
-def require_shape(name: str, value: object) -> tuple[int, int]:
-    """Two whole numbers of at least 1; TypeError or ValueError for anything else."""
-    if not isinstance(value, tuple | list | torch.Size):
-        raise TypeError(f"{name} is {describe_value(value)}: (rows, columns) wanted, such as (2, 1)")
+def require_shape(name: str, value: object, alternative: str = "") -> tuple[int, int]:
+    """Two positive integers; `alternative` ends the message. Raises TypeError or ValueError."""
+    message = f"{name} is {describe_value(value)}: expected (rows, columns), such as (2, 1){alternative}"
+    if not isinstance(value, tuple | list):
+        raise TypeError(message)
     if len(value) != 2:
-        raise ValueError(f"{name} is {describe_value(value)}: (rows, columns) wanted, such as (2, 1): two dimensions")
-    return require_positive_int(f"{name}'s rows", value[0]), require_positive_int(f"{name}'s columns", value[1])
+        raise ValueError(message)
+    rows, columns = value
+    return require_positive_int(f"{name}'s rows", rows), require_positive_int(f"{name}'s columns", columns)
 
 
-def require_choice(name: str, value: object, allowed: tuple) -> None:
-    """One of some words; ValueError for anything else."""
+def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """One of the allowed strings. Raises ValueError for anything else."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} {describe_value(value)} is unknown: allowed are {', '.join(map(repr, allowed))}")
+        choices = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name} {describe_value(value)} is unknown: allowed are {choices}")

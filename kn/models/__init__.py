@@ -1,6 +1,8 @@
-"""KnGPT2 and KnLlama: transformers models some of whose matrices are Kronecker products.
+"""KnGPT2 and KnLlama: transformers models some of whose weight matrices are Kronecker products.
 
-Importing this package registers them with transformers' AutoConfig and AutoModel.
+A KroneckerSpec in the configuration says which; the models save, load, generate and resize like any other,
+fold for inference and go back to dense. Importing this package registers them with transformers' AutoConfig
+and AutoModel.
 """
 
 from kn.models.auto import register
@@ -10,8 +12,9 @@ from kn.models.gpt2 import KnGPT2ForSequenceClassification, KnGPT2LMHeadModel, K
 from kn.models.llama import KnLlamaForCausalLM, KnLlamaForSequenceClassification, KnLlamaModel
 
 __all__ = [
-    "KnGPT2Config", "KnGPT2ForSequenceClassification", "KnGPT2LMHeadModel", "KnGPT2Model", "KnLlamaConfig", "KnLlamaForCausalLM", "KnLlamaForSequenceClassification", "KnLlamaModel",
-    "KroneckerSpec", "count_parameters",
-]  # fmt: skip
+    "KnGPT2Config", "KnGPT2ForSequenceClassification", "KnGPT2LMHeadModel", "KnGPT2Model", "KnLlamaConfig",
+    "KnLlamaForCausalLM", "KnLlamaForSequenceClassification", "KnLlamaModel", "KroneckerSpec",
+    "count_parameters",
+]
 
 register()

@@ -1,4 +1,4 @@
-"""The model card (README.md) that every compressed model is saved with: what it is, how to use it, evaluation, provenance, limits."""
+"""Model card (README.md) of a compressed model; its text is the template model_card.md.jinja."""
 
 from __future__ import annotations
 
@@ -7,105 +7,70 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from kn.kronecker.layers import KroneckerEmbedding, KroneckerHead, KroneckerLinear
+import jinja2
 
+from kn.files import PACKAGE
+from kn.kronecker.layers import KRONECKER_MODULES, KroneckerLinear
+
+TEMPLATE = PACKAGE / "models" / "model_card.md.jinja"
+SIGNATURE = "implementation: the Python package `kn`"  # stands in every card written here
 PACKAGES = ("kn", "torch", "transformers")
-START = {
-    "svd": "An SVD start without training after it has lost most of the teacher's quality: train it, then trust it.",
-    "aligned": "An aligned start without training after it is somewhat worse than the teacher, more so far from its calibration text: measure it there.",
-}  # what is said of a model that may not have been trained yet
 
 
 def provenance(teacher) -> dict[str, str | int]:
-    """Of what a compressed model is made: the teacher's class, name (a local folder's last part) and parameters, and the packages' versions."""
-    found = {"teacher": Path(teacher.config.name_or_path or "unnamed").name if Path(teacher.config.name_or_path).is_absolute() else teacher.config.name_or_path or "unnamed"}
-    found |= {"teacher_class": type(teacher).__name__, "teacher_parameters": sum(p.numel() for p in teacher.parameters())}
-    for name in PACKAGES:
+    """The teacher's name (last part of a local path), class and parameter count, and package versions."""
+    name = teacher.config.name_or_path or "unnamed"
+    found: dict[str, str | int] = {
+        "teacher": Path(name).name if Path(name).is_absolute() else name,
+        "teacher_class": type(teacher).__name__,
+        "teacher_parameters": sum(p.numel() for p in teacher.parameters()),
+    }
+    for package in PACKAGES:
         try:
-            found[name] = version(name)
+            found[package] = version(package)
         except PackageNotFoundError:  # run from a clone
-            found[name] = "not installed as a package"
+            found[package] = "not installed as a package"
     return found
 
 
 def plain(value: object) -> str:
-    """A value as text that can neither start markup nor end a table's cell."""
-    return " ".join(re.sub(r"[^\w .,:;+/()=%@×-]", " ", str(value)).split())[:200]
-
-
-def table(head: tuple[str, ...], rows: list[tuple]) -> str:
-    """A Markdown table, its cells made plain."""
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(plain(cell) for cell in row) + " |" for row in rows)])
+    """A value as text that cannot start markup or end a table cell; floats with four digits."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(re.sub(r"[^\w .,:;+/()=%@×-]", " ", text).split())[:200]
 
 
 def factors(model) -> list[tuple[str, str, str]]:
-    """(matrix, factors, where) of all that is a Kronecker product, equal ones of several layers in one row."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """(matrix, factors, layers) of every Kronecker product, equal ones of several layers in one row."""
+    layers_of: dict[tuple[str, str], list[str]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, (KroneckerLinear, KroneckerEmbedding, KroneckerHead)):
-            layer, _, path = name.partition(".h.")[2].partition(".") if ".h." in name else name.partition(".layers.")[2].partition(".")
-            a, b = ("x".join(map(str, p.shape[-2:])) for p in (module.A, module.B))
-            more = ""
-            if isinstance(module, KroneckerLinear):
-                more = (f", {module.parts} of them side by side" if module.parts > 1 else "") + (f", sum of {module.rank}" if module.rank > 1 else "")
-            found.setdefault((path or name, f"A {a}, B {b}{more}"), []).append(layer)
-    return [(*key, f"layers {', '.join(layers)}" if layers[0] else "once") for key, layers in found.items()]
+        if not isinstance(module, KRONECKER_MODULES):
+            continue
+        block = re.search(r"(?:^|\.)(?:h|layers)\.(\d+)\.(.+)", name)
+        layer, path = block.groups() if block else ("", name)
+        a_shape, b_shape = ("x".join(map(str, p.shape[-2:])) for p in (module.A, module.B))
+        description = f"A {a_shape}, B {b_shape}"
+        if isinstance(module, KroneckerLinear) and module.num_fused > 1:
+            description += f", {module.num_fused} fused"
+        if isinstance(module, KroneckerLinear) and module.rank > 1:
+            description += f", sum of {module.rank}"
+        layers_of.setdefault((path, description), []).append(layer)
+    where = {key: f"layers {', '.join(layers)}" if layers[0] else "once" for key, layers in layers_of.items()}
+    return [(path, description, layers) for (path, description), layers in where.items()]
 
 
-def text(model, parameters: dict[str, int], evaluation: dict[str, object] | None = None) -> str:
-    """The card as Markdown; `parameters` is what count_parameters gives."""
-    config, spec, made = model.config, model.config.spec, model.config.provenance or {}
-    measured = "None was given to `save_pretrained(..., evaluation={what: value})`. Measure before you rely on it."
-    if evaluation:
-        measured = table(("What", "Value"), [(k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in evaluation.items()])
-    form = "It is folded: its compressed layers run narrow. It is for inference; keep the model from before `fold()` to train it or to make it dense." if config.folded else (
-        "`model.fold()` gives the same function for inference with narrower compressed layers, `model.to_dense()` a stock transformers model with equal logits for any server."
-    )  # fmt: skip
-    return f"""---
-library_name: transformers
-tags: [kronecker, compression, {config.model_type}]
----
-
-# {type(model).__name__}: {plain(made.get("teacher", "a model"))} with Kronecker products for weights
-
-{parameters["total"]:,} parameters, {parameters["without_head"]:,} without an untied output head{f" (the teacher has {made['teacher_parameters']:,})" if made.get("teacher_parameters") else ""}.
-Method: Kronecker Decomposition for GPT Compression; implementation: the Python package `kn`.
-
-## Use
-
-```python
-import kn
-from transformers import AutoModelFor{"CausalLM" if model.can_generate() else "SequenceClassification"}
-model = AutoModelFor{"CausalLM" if model.can_generate() else "SequenceClassification"}.from_pretrained("this folder")
-```
-
-{form}
-
-## What is compressed
-
-{table(("Matrix", "Factors", "Where"), factors(model)) if factors(model) else "The narrow form keeps no factors; the specification below says what was compressed."}
-
-`KroneckerSpec` fields: {"; ".join(f"{plain(k)} {plain(v)}" for k, v in asdict(spec).items())}
-
-## Evaluation
-
-{measured}
-
-## Made from
-
-{table(("What", "Value"), list(made.items())) if made else "Not recorded."}
-
-## Limits
-
-- {START.get(spec.init, "Not known how near to the teacher its start is: measure it.")}
-- It has the teacher's language, biases and gaps, and its context of {config.max_position_embeddings} tokens.
-- Without `import kn`, transformers does not know the architecture; a stock class given this folder would silently start its compressed layers at random.
-"""
+def render(model, parameters: dict[str, int], evaluation: dict | None = None) -> str:
+    """The card as Markdown; `parameters` is count_parameters' result, `evaluation` {metric: value}."""
+    environment = jinja2.Environment(keep_trailing_newline=True)
+    environment.filters["plain"] = plain
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        config=model.config, spec=asdict(model.config.spec), provenance=model.config.provenance or {},
+        class_name=type(model).__name__, parameters=parameters, evaluation=evaluation, factors=factors(model),
+        auto_class=f"AutoModelFor{'CausalLM' if model.can_generate() else 'SequenceClassification'}",
+    )
 
 
-def write(model, folder: str | Path, parameters: dict[str, int], evaluation: dict[str, object] | None = None) -> None:
-    """Write README.md; one that is there and was not written here is left alone."""
+def write(model, folder: str | Path, parameters: dict[str, int], evaluation: dict | None = None) -> None:
+    """Write the card to README.md, unless somebody else's README.md is there."""
     path = Path(folder) / "README.md"
-    if not path.exists() or "implementation: the Python package `kn`" in path.read_text():
-        path.write_text(text(model, parameters, evaluation))
+    if not path.exists() or SIGNATURE in path.read_text(encoding="utf-8"):
+        path.write_text(render(model, parameters, evaluation), encoding="utf-8")

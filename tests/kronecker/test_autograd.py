@@ -17,9 +17,9 @@ def by_hand(monkeypatch, hand=True):
     monkeypatch.setattr(kronecker, "CUSTOM_BACKWARD_MIN_NUMEL", 0 if hand else 2**60)
 
 
-def made(n, m, b_shape, parts, bias=True, dtype=torch.float64):
+def made(n, m, b_shape, num_fused, bias=True, dtype=torch.float64):
     torch.manual_seed(n + m)
-    layer = KroneckerLinear(n, m, b_shape, bias=bias, parts=parts).to(dtype)
+    layer = KroneckerLinear(n, m, b_shape, bias=bias, num_fused=num_fused).to(dtype)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_()
@@ -122,5 +122,5 @@ def test_by_hand_and_by_autograd_agree(monkeypatch):
         by_hand(monkeypatch, hand)
         names.append(layer(x).grad_fn.next_functions[0][0].name())
         found.append(gradients(layer, x, grad))
-    assert "_SharedOutputs" in names[0] and "_SharedOutputs" not in names[1]
+    assert "_ColumnFactorLinear" in names[0] and "_ColumnFactorLinear" not in names[1]
     assert all(torch.allclose(a, b, rtol=0, atol=1e-11) for a, b in zip(*found, strict=True))

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from kn import KroneckerEmbedding, KroneckerLinear, nearest_kronecker
-from kn.kronecker.layers import MATERIALIZE_MAX_NUMEL, kronecker_apply, kronecker_sum
+from kn.kronecker import kronecker_apply, kronecker_sum
+from kn.kronecker.layers import MATERIALIZE_MAX_NUMEL
 
 EXACT = 1e-11  # float64 rounding of sums of a few hundred products of order one
 
@@ -66,7 +67,7 @@ def test_errors_say_what_is_allowed():
         nearest_kronecker(W, (4, 1))
     with pytest.raises(ValueError, match=r"rank 3 is not possible .* allowed are 1 to 2"):
         nearest_kronecker(W, (2, 1), rank=3)
-    with pytest.raises(ValueError, match=r"scale 'half' is unknown: allowed are 'sqrt' and 'unit_b'"):
+    with pytest.raises(ValueError, match=r"scale 'half' is unknown: allowed are 'sqrt', 'unit_b'"):
         nearest_kronecker(W, (2, 1), scale="half")
     with pytest.raises(ValueError, match=r"W holds NaN or infinite values"):
         nearest_kronecker(W * float("nan"), (2, 1))
@@ -74,8 +75,8 @@ def test_errors_say_what_is_allowed():
         KroneckerLinear.from_linear(nn.ReLU(), (2, 1))
     with pytest.raises(ValueError, match=r"factor 3 does not divide embedding_dim 8"):
         KroneckerEmbedding(5, 8, 3)
-    with pytest.raises(ValueError, match=r"out_features 7 cannot be split into 3 equal parts"):
-        KroneckerLinear(4, 7, (1, 1), parts=3)
+    with pytest.raises(ValueError, match=r"num_fused 3 does not divide out_features 7"):
+        KroneckerLinear(4, 7, (1, 1), num_fused=3)
 
 
 @pytest.mark.parametrize(("shape", "b_shape", "rank"), SHAPES)
@@ -88,12 +89,12 @@ def test_apply_equals_the_dense_product(shape, b_shape, rank, lead):
 
 
 @pytest.mark.parametrize("built", [True, False])
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("num_fused", [1, 3])
 @pytest.mark.parametrize(("b_shape", "rank"), [((2, 1), 1), ((2, 1), 2), ((1, 2), 1), ((1, 2), 2), ((2, 2), 3)])
-def test_layer_forward_and_gradients(monkeypatch, b_shape, rank, parts, built):
+def test_layer_forward_and_gradients(monkeypatch, b_shape, rank, num_fused, built):
     monkeypatch.setattr("kn.kronecker.layers.MATERIALIZE_MAX_NUMEL", 1000 if built else 0)
     torch.manual_seed(3)
-    layer = KroneckerLinear(4, 6 * parts, b_shape, rank, parts=parts).double()
+    layer = KroneckerLinear(4, 6 * num_fused, b_shape, rank, num_fused=num_fused).double()
     nn.init.normal_(layer.bias)
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.allclose(layer(x), x @ layer.weight.T + layer.bias, atol=EXACT)
@@ -101,29 +102,29 @@ def test_layer_forward_and_gradients(monkeypatch, b_shape, rank, parts, built):
     assert torch.autograd.gradcheck(lambda x, *values: torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,)), (x, *layer.parameters()))
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_from_linear_and_conv1d_agree(parts):
+@pytest.mark.parametrize("num_fused", [1, 3])
+def test_from_linear_and_conv1d_agree(num_fused):
     torch.manual_seed(4)
     linear, conv = nn.Linear(8, 12), Conv1D(12, 8)
     with torch.no_grad():
         conv.weight.copy_(linear.weight.T)
         conv.bias.copy_(linear.bias)
-    from_linear, from_conv = (KroneckerLinear.from_linear(source, (2, 1), parts=parts) for source in (linear, conv))
+    from_linear, from_conv = (KroneckerLinear.from_linear(source, (2, 1), num_fused=num_fused) for source in (linear, conv))
     assert torch.equal(from_linear.weight, from_conv.weight) and torch.equal(from_linear.bias, from_conv.bias)
-    for index, part in enumerate(linear.weight.detach().chunk(parts)):
+    for index, part in enumerate(linear.weight.detach().chunk(num_fused)):
         A, B = nearest_kronecker(part, (2, 1))
-        assert torch.allclose(from_conv.weight.chunk(parts)[index], kronecker_sum(A, B), atol=1e-6)  # float32
-    full = KroneckerLinear.from_linear(conv, (2, 1), rank=2, parts=parts)  # rank 2 is exact for two rows
+        assert torch.allclose(from_conv.weight.chunk(num_fused)[index], kronecker_sum(A, B), atol=1e-6)  # float32
+    full = KroneckerLinear.from_linear(conv, (2, 1), rank=2, num_fused=num_fused)  # rank 2 is exact for two rows
     x = torch.randn(5, 8)
     assert torch.allclose(full(x), conv(x), atol=1e-5)
 
 
-@pytest.mark.parametrize(("b_shape", "parts"), [((2, 1), 3), ((1, 2), 1)])
-def test_forward_does_not_build_the_dense_weight_above_the_limit(b_shape, parts):
+@pytest.mark.parametrize(("b_shape", "num_fused"), [((2, 1), 3), ((1, 2), 1)])
+def test_forward_does_not_build_the_dense_weight_above_the_limit(b_shape, num_fused):
     """The products of a layer above MATERIALIZE_MAX_NUMEL are those of A alone: half of the dense layer's; at the limit they are the dense ones."""
     tokens, n = 5, 512
     for m, share in ((MATERIALIZE_MAX_NUMEL // n // 6 * 6 + 6, 2), (MATERIALIZE_MAX_NUMEL // n // 6 * 6, 1)):
-        layer = KroneckerLinear(n, m, b_shape, parts=parts)
+        layer = KroneckerLinear(n, m, b_shape, num_fused=num_fused)
         with FlopCounterMode(display=False) as counter:
             layer(torch.randn(tokens, n))
         flops = counter.get_total_flops()

@@ -6,7 +6,7 @@ from conftest import tiny_gpt2
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from kn import KnGPT2Config, KnGPT2ForSequenceClassification, KnGPT2LMHeadModel, KroneckerEmbedding, KroneckerLinear, KroneckerSpec, compress, count_parameters, nearest_kronecker
-from kn.kronecker.layers import kronecker_sum
+from kn.kronecker import kronecker_sum
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3], [1, 2, 3, 4, 5, 6]])
 
@@ -30,7 +30,7 @@ def test_what_is_compressed():
     block = student.transformer.h[1]
     shapes = {path: tuple(block.get_submodule(path).B.shape[1:]) for path in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
     assert shapes == {"attn.c_attn": (2, 1), "attn.c_proj": (1, 2), "mlp.c_fc": (2, 1), "mlp.c_proj": (1, 2)}
-    assert block.attn.c_attn.parts == 3 and isinstance(student.transformer.wte, KroneckerEmbedding)
+    assert block.attn.c_attn.num_fused == 3 and isinstance(student.transformer.wte, KroneckerEmbedding)
 
 
 def test_logits_equal_a_dense_gpt2_with_the_nearest_products():

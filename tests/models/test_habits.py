@@ -131,8 +131,8 @@ def test_the_card_and_the_tokenizer(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "| perplexity on b my text /b | 20.46 |" in card and "| seeds | 5 |" in card
     assert "<script>" not in card and "3,490 parameters, 3,090 without an untied output head (the teacher has 4,032)" in card
-    assert "| attn.c_attn | A 4x8, B 2x1, 3 of them side by side | layers 1, 3 |" in card and "| transformer.wte | A 50x4, B 1x2 | once |" in card
-    for part in ("## Use", "## Evaluation", "## Made from", "## Limits", "AutoModelForCausalLM"):
+    assert "| attn.c_attn | A 4x8, B 2x1, 3 fused | layers 1, 3 |" in card and "| transformer.wte | A 50x4, B 1x2 | once |" in card
+    for part in ("## Use", "## Evaluation", "## Provenance", "## Limits", "AutoModelForCausalLM"):
         assert part in card
     assert AutoTokenizer.from_pretrained(tmp_path).vocab_size == tokenizer.vocab_size
     KnGPT2LMHeadModel.from_pretrained(tmp_path).fold().save_pretrained(tmp_path / "folded")
@@ -162,11 +162,11 @@ def test_a_tied_head_at_real_size():
         ({"ranks": {"2.mlp.*": 2}}, r"^ranks pattern '2.mlp.\*' matches nothing: "),
         ({"shapes": {"*": None}, "embedding": False}, rf"^layers 'odd' and embedding=False leave nothing to compress: the model has {MATRICES} in layers 0 to 3$"),
         ({"shapes": {"mlp.c_fc": (5, 1)}}, r"^1.mlp.c_fc: B of shape 5x1 does not divide W of shape 32x8: "),
-        ({"ranks": {"mlp.c_fc": 3}}, r"^1.mlp.c_fc: rank 3 is not possible with B 2x1: allowed are 1 to 2$"),
-        ({"shapes": {"mlp.c_fc": (2,)}}, r"^shapes\['mlp.c_fc'\] \(2,\) is not allowed: give B's \(rows, columns\), such as \(2, 1\), or None to leave the matrix dense$"),
-        ({"factor": 0}, r"^factor 0 is not allowed: give a whole number of at least 1$"),
-        ({"ranks": {"mlp.*": True}}, r"^ranks\['mlp.\*'\] True is not allowed"),
-        ({"head": "sparse"}, r"^head 'sparse' is unknown: allowed are 'dense' and 'tied'$"),
+        ({"ranks": {"mlp.c_fc": 3}}, r"^1.mlp.c_fc: rank 3 is not possible for W 32x8 with B 2x1: allowed are 1 to 2$"),
+        ({"shapes": {"mlp.c_fc": (2,)}}, r"^shapes\['mlp.c_fc'\] is \(2,\): expected \(rows, columns\), such as \(2, 1\), or None to leave the matrix dense$"),
+        ({"factor": 0}, r"^factor is 0: expected an integer of at least 1$"),
+        ({"ranks": {"mlp.*": 0}}, r"^ranks\['mlp.\*'\] is 0: expected an integer of at least 1$"),
+        ({"head": "sparse"}, r"^head 'sparse' is unknown: allowed are 'dense', 'tied'$"),
         ({"head": "tied", "embedding": False}, r"^head 'tied' is the embedding's factors used again: it needs embedding=True$"),
     ],
     ids=str,
@@ -177,7 +177,7 @@ def test_a_spec_that_cannot_be_says_what_can(fields, message):
 
 
 def test_a_tied_head_needs_a_tied_teacher():
-    with pytest.raises(ValueError, match="^head 'tied' needs a teacher whose head is its embedding: this one's is a matrix of its own, so take head='dense'$"):
+    with pytest.raises(ValueError, match="^head 'tied' needs a teacher whose head is tied to its embedding, and this one's is not: take head='dense'$"):
         compress(tiny_gpt2(tie_word_embeddings=False), KroneckerSpec(head="tied"))
 
 

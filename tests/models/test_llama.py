@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from kn import KnLlamaForCausalLM, KroneckerLinear, KroneckerSpec, compress, count_parameters, nearest_kronecker
-from kn.kronecker.layers import kronecker_sum
+from kn.kronecker import kronecker_sum
 
 IDS = torch.randint(1, 50, (3, 11), generator=torch.Generator().manual_seed(5))
 

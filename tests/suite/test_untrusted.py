@@ -190,9 +190,9 @@ def test_missing_and_misshapen_weights(model):
 def test_weight_maps_stay_in_their_folder(model, name):
     (model / "model.safetensors").rename(model.parent / "secret.safetensors")
     (model / "part.bin").write_text("x")
-    (model / loading.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"transformer.wte.weight": name}}))
+    (model / loading.SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": {"transformer.wte.weight": name}}))
     for load in loaders(model):
-        refused(load, loading.INDEX)
+        refused(load, loading.SAFE_WEIGHTS_INDEX_NAME)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"model_type": 3}', "{}", '{"x": "' + "y" * 2**21 + '"}', "\ud800"], ids=lambda c: c[:12])
