@@ -1,6 +1,9 @@
-"""Text and tasks: documentation text (`documentation`), GLUE (`glue`, `glue_submission`), mini's stand-ins for it
-(`glue_twins`) and baselines without a model (`glue_baselines`), and the hub's files (`mirror` fetches them, `hub`
-verifies them, `hub_datasets` reads them). Only `hub_datasets` imports torch."""
+"""Text and tasks, and the hub's files.
+
+`documentation` is mini's text; `glue` and `glue_submission` are GLUE, `glue_twins` mini's stand-ins for it,
+`glue_baselines` baselines without a model. `mirror` fetches the hub's files, `hub` verifies them and
+`hub_datasets`, which alone imports torch, reads them.
+"""
 
 from kn.data.glue import TASKS, Task
 from kn.data.hub import SourceError

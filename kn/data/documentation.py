@@ -1,9 +1,9 @@
 """mini's text: the prose documentation inside the exactly pinned packages, so no download is needed.
 
-Extraction, cleaning, train / valid / test splits, decontamination, tokenizer and packing. Two groups of packages play
-the paper's two corpora: `web` stands for OpenWebText and `wiki` (another domain) for WikiText-103. A file belongs to
-one split; a paragraph of training text that shares a 13-gram with any held-out paragraph is dropped, wherever the
-training text comes from.
+Extraction, cleaning, train / valid / test splits, decontamination, tokenizer and packing. Two groups of
+packages play the paper's two corpora: `web` stands for OpenWebText and `wiki` (another domain) for
+WikiText-103. A file belongs to one split; a paragraph of training text that shares a 13-gram with any
+held-out paragraph is dropped, wherever the training text comes from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from typing import Any
 from kn.files import write_atomic
 
 NGRAM = 13  # words; the usual length for contamination checks (GPT-3, appendix C)
-MIN_WORDS, MIN_ALPHA = 8, 0.8  # a paragraph of prose: at least 8 words, 80 % of its characters letters or blanks
+MIN_WORDS = 8  # of a paragraph of prose
+MIN_ALPHA = 0.8  # share of its characters that are letters or blanks
 MIN_LITERAL = 60  # characters of a string literal that may hold documentation
 SKIP_FOLDERS = frozenset({
     "tests", "test", "testing", "_vendor", "externals", "vendor", "node_modules", "locale",
@@ -59,17 +60,18 @@ class Corpus:
 
 def package_root(name: str) -> Path:
     """Folder of an installed package; ModuleNotFoundError says which pin is missing."""
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None  # a dotted name would import its parent
+    # find_spec would import the parent of a dotted name
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            f"package {name!r} is not installed, mini's corpus is made of its documentation: run ./run_all.sh to set "
-            "up the pins"
+            f"package {name!r} is not installed, mini's corpus is made of its documentation: run "
+            "./run_all.sh to set up the pins"
         )
     return Path(next(iter(spec.submodule_search_locations)))
 
 
 def string_literals(path: Path) -> list[str]:
-    """Docstrings and other long string literals of a Python file (C extensions keep their documentation there)."""
+    """Docstrings and other long string literals of a Python file (C extensions document there)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -105,7 +107,7 @@ def prose_paragraphs(docstring: str) -> list[str]:
             kept.append(" ".join(block))
             block = []
         text = stripped if block else _ARGUMENT.sub("", stripped)
-        block_indent = indent if text == stripped else None  # what follows "name (type): Text" may be indented
+        block_indent = indent if text == stripped else None  # text after "name (type):" may be indented
         block.append(text)
         if stripped.endswith("::"):
             code_indent = indent
@@ -132,9 +134,10 @@ def extract_package(root: Path, name: str) -> Files:
     files = []
     for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
         relative = path.relative_to(root)
-        if SKIP_FOLDERS.isdisjoint(relative.parts[:-1]) and not relative.name.startswith(("test_", "conftest")):
-            if paragraphs := [p for text in string_literals(path) for p in prose_paragraphs(text)]:
-                files.append((f"{name}/{relative.as_posix()}", paragraphs))
+        if relative.name.startswith(("test_", "conftest")) or SKIP_FOLDERS.intersection(relative.parts[:-1]):
+            continue
+        if paragraphs := [p for text in string_literals(path) for p in prose_paragraphs(text)]:
+            files.append((f"{name}/{relative.as_posix()}", paragraphs))
     return files
 
 
@@ -166,8 +169,8 @@ def assign_split(file: str, fractions: tuple[float, float]) -> str:
 def deduplicated_documents(files: Files, seen: set[int], forbidden: set[int]) -> list[str]:
     """One document a file, without paragraphs that repeat or are contaminated.
 
-    A paragraph repeats if half of its 13-grams are in `seen`, which this function extends, and is contaminated if any
-    is in `forbidden`.
+    A paragraph repeats if half of its 13-grams are in `seen`, which this function extends, and is
+    contaminated if any is in `forbidden`.
     """
     documents = []
     for _, paragraphs in files:
@@ -188,11 +191,11 @@ def build(
     roots: dict[str, Path] | None = None,
     jobs: int = 1,
 ) -> dict[str, Corpus]:
-    """Corpora {group: Corpus} from installed packages (or `roots`), decontaminated across all groups and splits.
+    """Corpora {group: Corpus} from installed packages (or `roots`), decontaminated across groups and splits.
 
-    `groups` {group: package names}, `fractions` {group: (valid, test)}. Held-out paragraphs are settled first, from
-    the pinned packages alone, so that more training text can never change them; then training paragraphs that share
-    a 13-gram with any of them are dropped.
+    `groups` {group: package names}, `fractions` {group: (valid, test)}. Held-out paragraphs are settled
+    first, from the pinned packages alone, so that more training text can never change them; then training
+    paragraphs that share a 13-gram with any of them are dropped.
     """
     roots = roots or {}
     packages = [(name, roots.get(name) or package_root(name)) for names in groups.values() for name in names]
@@ -208,7 +211,7 @@ def build(
         return tuple(deduplicated_documents(files.get((group, split), []), seen, forbidden))
 
     test = {group: select(group, "test", set()) for group in groups}
-    valid = {group: select(group, "valid", set(seen)) for group in groups}  # free of test text, of every group
+    valid = {group: select(group, "valid", set(seen)) for group in groups}  # free of all test text
     held_out = set(seen)
     corpora = {}
     for group in groups:
@@ -221,7 +224,7 @@ def build(
 def held_out_ngrams(corpora: tuple[Corpus, ...]) -> frozenset[int]:
     """Every 13-gram of the valid and test documents, for decontaminating further training text."""
     documents = [doc for corpus in corpora for doc in (*corpus.valid, *corpus.test)]
-    return frozenset(gram for doc in documents for paragraph in doc.split("\n\n") for gram in ngrams(paragraph))
+    return frozenset(gram for doc in documents for p in doc.split("\n\n") for gram in ngrams(p))
 
 
 def sample(docs: tuple[str, ...], fraction: float, seed: int) -> tuple[str, ...]:
@@ -261,7 +264,8 @@ def read(path: Path) -> dict[str, Corpus]:
     try:
         entries: dict[str, dict[str, Any]] = json.loads(path.read_text())
         for name, entry in entries.items():
-            corpora[name] = Corpus(**{k: v if k == "fingerprint" else tuple(v) for k, v in entry.items()})
+            fields: dict[str, Any] = {k: v if k == "fingerprint" else tuple(v) for k, v in entry.items()}
+            corpora[name] = Corpus(**fields)
         for name in ("web", "wiki"):
             corpus = corpora[name]
             if splits_fingerprint((corpus.train, corpus.valid, corpus.test)) != corpus.fingerprint:
@@ -290,7 +294,7 @@ def train_tokenizer(docs: tuple[str, ...], vocab_size: int):
 
 
 def pack(tokenizer, docs: tuple[str, ...], context: int):
-    """Token ids of all documents, each followed by the end-of-text token, cut into rows: int64 (n, context)."""
+    """Token ids of all documents, each followed by the end-of-text token, as rows: int64 (n, context)."""
     import torch
 
     ids = tokenizer(list(docs), add_special_tokens=False, verbose=False)["input_ids"]

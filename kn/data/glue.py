@@ -80,9 +80,10 @@ def _check_splits(task: Task, splits) -> None:
 
 
 def read_cells(path: Path) -> list[list[str]]:
-    """A TSV's lines as cells, without quoting; lines end at '\\n' only (texts may hold other line-break characters).
+    """A TSV's lines as cells, without quoting.
 
-    Raises FileNotFoundError, or ValueError for another encoding than UTF-8.
+    Lines end at '\\n' only: texts may hold other line-break characters. Raises FileNotFoundError, or
+    ValueError for another encoding than UTF-8.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
@@ -113,7 +114,7 @@ def label_number(task: Task, value: str, path: Path, number: int) -> int:
 
 
 def read_split(path: Path | str, name: str, split: str) -> list[dict]:
-    """Rows {"texts", "label" (None in a test file), "index"} of one TSV; ValueError names file, line and value."""
+    """Rows {"texts", "label" (None in a test file), "index"} of a TSV; ValueError names file, line, value."""
     task, path = task_of(name), Path(path)
     lines, hidden = read_cells(path), split in task.test
     columns, first = list(task.train_columns), 0
@@ -141,7 +142,7 @@ def read_split(path: Path | str, name: str, split: str) -> list[dict]:
 
 
 def read_task(folder: Path | str, name: str, splits: tuple[str, ...] | None = None) -> dict[str, list[dict]]:
-    """{split: rows} of the task whose TSVs are in `folder` (all splits by default); ValueError for an unknown split."""
+    """{split: rows} of a task from its TSVs in `folder`, by default all; ValueError for an unknown split."""
     task = task_of(name)
     _check_splits(task, splits or ())
     return {split: read_split(Path(folder) / f"{split}.tsv", name, split) for split in splits or task.splits}
@@ -232,8 +233,8 @@ def check_classes(task: Task, values) -> None:
 def score(name: str, predictions, labels, pair=None) -> dict[str, float]:
     """GLUE's metrics in percent and "headline", the one that tables show, from class numbers.
 
-    `pair` = (predictions, labels) of MNLI's mismatched set. Raises ValueError for classes out of range, or a pair for
-    another task.
+    `pair` = (predictions, labels) of MNLI's mismatched set. Raises ValueError for classes out of range, or a
+    pair for another task.
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 

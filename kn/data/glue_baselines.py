@@ -1,4 +1,4 @@
-"""Baselines of a GLUE task without a language model: the best constant answer, and a bag of words and bigrams.
+"""Baselines of a GLUE task without a language model: the best constant, and a bag of words and bigrams.
 
 Printed beside the scores, so that a reader sees how much of them needs a model.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 from kn.data import glue
 
 
-def dev_scores(task: str, predictions: dict[str, list[int]], splits: dict[str, list[dict]]) -> dict[str, float]:
+def dev_scores(
+    task: str, predictions: dict[str, list[int]], splits: dict[str, list[dict]]
+) -> dict[str, float]:
     """GLUE's metrics on the dev split(s) of a task, from {split: class numbers}."""
     parts = [(predictions[name], [row["label"] for row in splits[name]]) for name in glue.TASKS[task].dev]
     return glue.score(task, *parts[0], pair=parts[1] if len(parts) > 1 else None)
@@ -29,7 +31,7 @@ def best_constant_scores(task: str, splits: dict[str, list[dict]]) -> dict[str, 
 
 
 def bag_of_words_scores(task: str, splits: dict[str, list[dict]]) -> dict[str, float]:
-    """Dev scores of a logistic regression on counts of words and bigrams of each text, fitted on the training rows."""
+    """Dev scores of a logistic regression on counts of words and bigrams, fitted on the training rows."""
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -41,7 +43,8 @@ def bag_of_words_scores(task: str, splits: dict[str, list[dict]]) -> dict[str, f
     ]
 
     def features(rows: list[dict]):
-        return hstack([v.transform([row["texts"][i] for row in rows]) for i, v in enumerate(vectorizers)]).tocsr()
+        texts = ([row["texts"][i] for row in rows] for i in range(len(vectorizers)))
+        return hstack([v.transform(t) for v, t in zip(vectorizers, texts, strict=True)]).tocsr()
 
     classifier = LogisticRegression(max_iter=1000).fit(features(train), [row["label"] for row in train])
     predictions = {name: classifier.predict(features(splits[name])).tolist() for name in glue.TASKS[task].dev}

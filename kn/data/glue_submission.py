@@ -1,4 +1,4 @@
-"""GLUE's test sets: submission files for the server, their scores where labels were kept, scores from the server.
+"""GLUE's test sets: submission files for the server, and scores, our own or the server's.
 
 A submission is on disk before `grade` reads the test labels.
 """
@@ -9,20 +9,23 @@ import csv
 import zipfile
 from pathlib import Path
 
-from kn.data.glue import LABELS_FILE, TASKS, check_classes, label_number, read_cells, score, task_of, write_cells
+from kn.data import glue
+from kn.data.glue import LABELS_FILE, TASKS, task_of
 
 # Every file of a submission: (lines of the real test set, constant for a task that was not predicted)
 SUBMISSION = {
     "CoLA.tsv": (1063, "0"), "SST-2.tsv": (1821, "0"), "MRPC.tsv": (1725, "0"), "STS-B.tsv": (1379, "0.0"),
     "MNLI-m.tsv": (9796, "entailment"), "MNLI-mm.tsv": (9847, "entailment"), "QNLI.tsv": (5463, "entailment"),
-    "RTE.tsv": (3000, "entailment"), "WNLI.tsv": (146, "0"), "QQP.tsv": (390965, "0"), "AX.tsv": (1104, "entailment"),
+    "RTE.tsv": (3000, "entailment"), "WNLI.tsv": (146, "0"), "QQP.tsv": (390965, "0"),
+    "AX.tsv": (1104, "entailment"),
 }
 
 
 def write_submission(folder: Path | str, name: str, predictions) -> list[Path]:
-    """Write the server's TSV (index, label name) from class numbers; for mnli `predictions` is {test split: numbers}.
+    """Write the server's TSV (index, label name) from class numbers.
 
-    Raises ValueError for classes out of range or a missing split.
+    For mnli `predictions` is {test split: class numbers}. Raises ValueError for classes out of range or a
+    missing split.
     """
     task, written = task_of(name), []
     if len(task.test) == 1:
@@ -31,15 +34,15 @@ def write_submission(folder: Path | str, name: str, predictions) -> list[Path]:
         raise ValueError(f"{name} needs predictions for each of {', '.join(task.test)}")
     for split, file in zip(task.test, task.files, strict=True):
         numbers = [int(p) for p in predictions[split]]
-        check_classes(task, numbers)
+        glue.check_classes(task, numbers)
         lines = [("index", "prediction"), *((i, task.labels[p]) for i, p in enumerate(numbers))]
-        write_cells(Path(folder) / file, lines)
+        glue.write_cells(Path(folder) / file, lines)
         written.append(Path(folder) / file)
     return written
 
 
 def zip_submission(folder: Path | str) -> tuple[Path, list[str]]:
-    """(path of submission.zip with all eleven GLUE files, those filled with a constant because `folder` lacks them)."""
+    """(submission.zip with all eleven GLUE files, those that `folder` lacks: a constant fills them)."""
     folder, filled = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "submission.zip"
@@ -58,7 +61,7 @@ def zip_submission(folder: Path | str) -> tuple[Path, list[str]]:
 def read_submission(path: Path | str, name: str) -> list[int]:
     """Class numbers of one submission file, ordered by index; ValueError names the line and the value."""
     task, path = task_of(name), Path(path)
-    lines = read_cells(path)
+    lines = glue.read_cells(path)
     header = lines[0] if lines else ["nothing"]
     if header != ["index", "prediction"]:
         raise ValueError(f"{path}: the header must be index, prediction, found: {', '.join(header)}")
@@ -68,31 +71,31 @@ def read_submission(path: Path | str, name: str) -> list[int]:
             raise ValueError(
                 f"{path}, line {number}: expected index {number - 2} and a label, found {' '.join(cells)!r}"
             )
-        numbers.append(label_number(task, cells[1], path, number))
+        numbers.append(glue.label_number(task, cells[1], path, number))
     return numbers
 
 
 def grade(submission: Path | str, name: str, folder: Path | str) -> dict[str, float]:
-    """Score the submission files in `submission` against test_labels.tsv in `folder`; ValueError names a wrong line."""
+    """Score the files in `submission` against test_labels.tsv in `folder`; ValueError names a wrong line."""
     task, path = task_of(name), Path(folder) / LABELS_FILE
     labels: dict[str, list[int]] = {split: [] for split in task.test}
-    for number, cells in enumerate(read_cells(path)[1:], start=2):
+    for number, cells in enumerate(glue.read_cells(path)[1:], start=2):
         if len(cells) != 3 or cells[0] not in labels:
             raise ValueError(
                 f"{path}, line {number}: expected split, index and label, found {' '.join(cells)!r}"
             )
-        labels[cells[0]].append(label_number(task, cells[2], path, number))
+        labels[cells[0]].append(glue.label_number(task, cells[2], path, number))
     pairs = [
         (read_submission(Path(submission) / file, name), labels[split])
         for split, file in zip(task.test, task.files, strict=True)
     ]
-    return score(name, *pairs[0], pair=pairs[1] if len(pairs) > 1 else None)
+    return glue.score(name, *pairs[0], pair=pairs[1] if len(pairs) > 1 else None)
 
 
 def read_scores(path: Path | str, rows: tuple[str, ...]) -> dict[tuple[str, int], dict[str, float]]:
-    """{(row, seed): {task: percent}} of the GLUE server's scores, from a CSV with columns row, seed, task, score.
+    """Scores that the GLUE server gave, from a CSV: {(row, seed): {task: percent}}.
 
-    Raises ValueError with the line and what is wrong in it.
+    The columns are row, seed, task, score. Raises ValueError with the line and what is wrong in it.
     """
     path = Path(path)
     try:
@@ -111,7 +114,9 @@ def read_scores(path: Path | str, rows: tuple[str, ...]) -> dict[tuple[str, int]
         try:
             seed, value = int(line["seed"]), float(line["score"])
         except (TypeError, ValueError):
-            raise ValueError(f"{place}: seed {line['seed']!r} and score {line['score']!r} must be numbers") from None
+            raise ValueError(
+                f"{place}: seed {line['seed']!r} and score {line['score']!r} must be numbers"
+            ) from None
         if row not in rows or task not in TASKS:
             allowed = f"rows are {', '.join(rows)}, tasks {', '.join(TASKS)}"
             raise ValueError(f"{place}: {row!r} / {task!r} is unknown, {allowed}")

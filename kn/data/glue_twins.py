@@ -1,9 +1,9 @@
 """Stand-ins for GLUE's seven tasks, made from documentation text with GLUE's columns, labels and metrics.
 
-Every task tests word order: a row holds text as it was written, or with some of its words permuted and nothing else,
-so that a bag of words, word overlap or negations tell nothing. Which words move differs from task to task
-(`TWIN_TASKS`). In a pair only one of the two texts is permuted, drawn at random (MNLI's label says which), so that a
-model that reads one text misses half of the permutations.
+Every task tests word order: a row holds text as it was written, or with some of its words permuted and
+nothing else, so that a bag of words, word overlap or negations tell nothing. Which words move differs from
+task to task (`TWIN_TASKS`). In a pair only one of the two texts is permuted, drawn at random (MNLI's label
+says which), so that a model that reads one text misses half of the permutations.
 """
 
 # ruff: noqa: SIM905 (word lists are kept as one string each)
@@ -30,11 +30,11 @@ PREPOSITIONS = frozenset(
     "of in for to from with by on at as into over between through after before without under within".split()
 )
 FUNCTION_WORDS = PREPOSITIONS | frozenset(  # words that keep their place when content words move
-    "a an the this that these those it its it's they their there you your we our i is are was were be been being has "
-    "have had do does did don't can could will would should may might must and or but if when while because since "
-    "than then so not no nor only also which who whose what where how any all each every some one such same other "
-    "more most very just own too up out about against during per via both either unless until whether although though "
-    "however".split()
+    "a an the this that these those it its it's they their there you your we our i is are was were be "
+    "been being has have had do does did don't can could will would should may might must and or but if "
+    "when while because since than then so not no nor only also which who whose what where how any all "
+    "each every some one such same other more most very just own too up out about against during per via "
+    "both either unless until whether although though however".split()
 )
 
 
@@ -42,7 +42,7 @@ FUNCTION_WORDS = PREPOSITIONS | frozenset(  # words that keep their place when c
 
 
 def sentences(doc: str) -> Iterator[Words]:
-    """The plain sentences of a document (letters, commas, hyphens only) as words, first letter small but in names."""
+    """The plain sentences of a document as words: letters, commas, hyphens; names alone keep capitals."""
     for paragraph in doc.split("\n\n"):
         for text in _SENTENCE.split(paragraph):
             words = text[:-1].split()
@@ -79,7 +79,7 @@ def is_content_word(word: str) -> bool:
 
 
 def permute_words(words: Words, places: list[int], rng: random.Random) -> Words | None:
-    """`words` with those at `places` permuted, commas staying; None where fewer than MIN_MOVED_WORDS would differ."""
+    """`words` with those at `places` permuted, commas staying; None where fewer than MIN_MOVED_WORDS move."""
     old = [strip_comma(words[i]) for i in places]
     for _ in range(20):
         new = rng.sample(old, len(old))
@@ -162,7 +162,9 @@ TWIN_TASKS = {
 }
 
 
-def make_rows(name: str, docs: list[list[Words]], size: int, used: set[Words], rng: random.Random) -> list[dict]:
+def make_rows(
+    name: str, docs: list[list[Words]], size: int, used: set[Words], rng: random.Random
+) -> list[dict]:
     """Up to `size` rows of a task, labels balanced, from documents given as lists of sentences.
 
     Avoids sentences whose bag of words is in `used`, and adds those it takes.
@@ -175,8 +177,8 @@ def make_rows(name: str, docs: list[list[Words]], size: int, used: set[Words], r
         if len(rows) == size:
             break
         # every version is made whatever the label, so that which texts are taken does not depend on the label
-        versions = [[permute(text, rng) for text in texts] for permute in task.permutations]
-        if texts in seen or any(words is None for version in versions for words in version):
+        versions = [[w for t in texts if (w := permute(t, rng))] for permute in task.permutations]
+        if texts in seen or any(len(version) < len(texts) for version in versions):
             continue
         label = len(rows) % len(task.labels)
         row = list(texts)
@@ -199,10 +201,11 @@ def build_twins(
     other_dev_docs: Iterable[str] = (),
     other_test_docs: Iterable[str] = (),
 ) -> dict[str, dict[str, list[dict]]]:
-    """{task: {split: rows}} with rows {"texts", "label", "index"}; sizes {task: (train, dev, test)} are upper bounds.
+    """{task: {split: rows}} with rows {"texts", "label", "index"}.
 
-    Each split is made from its own documents; no sentence of a task is in two splits. MNLI's mismatched sets come
-    from the `other` documents. Raises ValueError for an unknown task.
+    Sizes {task: (train, dev, test)} are upper bounds. Each split is made from its own documents; no sentence
+    of a task is in two splits. MNLI's mismatched sets come from the `other` documents. Raises ValueError for
+    an unknown task.
     """
     if unknown := [name for name in sizes if name not in TASKS]:
         raise ValueError(f"unknown task {unknown[0]!r}, allowed: {', '.join(TASKS)}")
@@ -214,7 +217,8 @@ def build_twins(
     for name, (train, dev, test) in sizes.items():
         used: set[Words] = set()
         task = TASKS[name]
-        counts = dict.fromkeys(task.test, test) | dict.fromkeys(task.dev, dev) | {"train": train}  # held-out first
+        # held-out splits choose first
+        counts = dict.fromkeys(task.test, test) | dict.fromkeys(task.dev, dev) | {"train": train}
         rows = {
             split: make_rows(name, docs[split], count, used, random.Random(f"{seed} {name} {split}"))
             for split, count in counts.items()

@@ -1,11 +1,11 @@
-"""The Hugging Face repositories of the paper profile, and the verified local mirror that every run reads them from.
+"""The hub's repositories of the paper profile, and the verified local mirror that every run reads.
 
     <mirror>/mirror.json                  repository, commit, size and sha256 of every fetched file
     <mirror>/gpt2, <mirror>/distilgpt2    model.safetensors, config.json, tokenizer files
     <mirror>/openwebtext, wikitext, glue  parquet files, at the paths they have in their repository
 
-Nothing that was fetched is executed: weights are safetensors, data are parquet, tokenizers are JSON. Errors are one
-line with the file, the value and the command that helps.
+Nothing that was fetched is executed: weights are safetensors, data are parquet, tokenizers are JSON. Errors
+are one line with the file, the value and the command that helps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REPOSITORIES = {
     "gpt2": HubRepository("openai-community/gpt2", "model", MODEL_FILES),
     "distilgpt2": HubRepository("distilbert/distilgpt2", "model", MODEL_FILES),
     "wikitext": HubRepository("Salesforce/wikitext", "dataset", ("wikitext-103-raw-v1/*.parquet",)),
-    # the main branch held a loading script for long; datasets 4 runs none, the hub's own conversion is parquet
+    # the main branch held a loading script, which datasets 4 does not run; the hub's conversion is parquet
     "openwebtext": HubRepository("Skylion007/openwebtext", "dataset", ("*.parquet",), "refs/convert/parquet"),
     "glue": HubRepository("nyu-mll/glue", "dataset", tuple(f"{task}/*.parquet" for task in glue.TASKS)),
 }
@@ -77,14 +77,15 @@ def read_manifest(mirror: Path) -> dict:
         manifest = json.loads(path.read_text())
         names: list[tuple[str, ...]] = [(item,) for item in manifest["items"]]
         for item, entry in manifest["items"].items():
-            valid = all(isinstance(size, int) and isinstance(sha, str) for size, sha in entry["files"].values())
+            files = entry["files"].values()
+            valid = all(isinstance(size, int) and isinstance(sha, str) for size, sha in files)
             if not (isinstance(entry["commit"], str) and valid):
                 raise TypeError
             names += [(item, file) for file in entry["files"]]
     except FileNotFoundError:
         raise SourceError(
-            f"{mirror} is no mirror (mirror.json is missing): make one with `python -m kn mirror {mirror}` where "
-            "there is a network"
+            f"{mirror} is no mirror (mirror.json is missing): make one with `python -m kn mirror {mirror}` "
+            "where there is a network"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SourceError(f"{path} is damaged: {refetch_hint(mirror)}") from None
@@ -118,10 +119,12 @@ def verify(mirror: Path, digests: dict[str, dict]) -> None:
             if not path.is_file():
                 raise SourceError(f"{path} is missing: {refetch_hint(mirror)}")
             if file_sha256(path) != sha:
-                raise SourceError(f"{path} is damaged (another content than mirror.json says): {refetch_hint(mirror)}")
+                raise SourceError(
+                    f"{path} is damaged (another content than mirror.json says): {refetch_hint(mirror)}"
+                )
 
 
 def rehearsal_notes(mirror: Path) -> dict:
-    """The marks of a rehearsal mirror, made of stand-ins: {"carved", "weights"}; empty for the hub's own files."""
+    """The marks of a rehearsal mirror, made of stand-ins: {"carved", "weights"}; empty for the hub's."""
     state = json.loads((mirror / "mirror.json").read_text())
     return {key: state[key] for key in ("carved", "weights") if key in state}

@@ -1,4 +1,4 @@
-"""WikiText-103, OpenWebText and GLUE from a mirror of the hub: parquet in, token rows and GLUE's TSV files out.
+"""WikiText-103, OpenWebText and GLUE from a mirror of the hub, as token rows and GLUE's TSV files.
 
 The counterparts for mini are `documentation` and `glue_twins`.
 """
@@ -23,7 +23,7 @@ from kn.data import glue, glue_baselines
 from kn.data.hub import SourceError, mirror_path, refetch_hint, rehearsal_notes, verify
 
 TOKENIZER_BATCH = 512  # texts a call
-# the hub's names for GLUE's columns; labels are class numbers in the order of glue.TASKS[...].labels, −1 where hidden
+# the hub's names for GLUE's columns; labels are numbers in the order of glue.TASKS[…].labels, −1 where hidden
 GLUE_TEXTS = {
     "cola": ("sentence",), "sst2": ("sentence",), "mrpc": ("sentence1", "sentence2"),
     "rte": ("sentence1", "sentence2"), "mnli": ("premise", "hypothesis"), "qnli": ("question", "sentence"),
@@ -42,19 +42,21 @@ def parquet_files(mirror: Path, split: str, *folders: str) -> list[Path]:
     """
     folder = mirror.joinpath(*folders)
     files = sorted(folder.rglob("*.parquet"))
-    found = [p for p in files if p.name.startswith(f"{split}-") or p.parent.name in (split, f"partial-{split}")]
+    parents = (split, f"partial-{split}")
+    found = [p for p in files if p.name.startswith(f"{split}-") or p.parent.name in parents]
     for path in found:
         mirror_path(mirror, path.relative_to(mirror).as_posix())
     if not found:
         splits = sorted({p.name.partition("-0")[0] for p in files})
         raise SourceError(
-            f"{folder} has no split {split!r} (found: {', '.join(splits) or 'nothing'}): {refetch_hint(mirror)}"
+            f"{folder} has no split {split!r} (found: {', '.join(splits) or 'nothing'}): "
+            f"{refetch_hint(mirror)}"
         )
     return found
 
 
 def read_columns(path: Path, names: tuple[str, ...], batch: int = 4096) -> Iterator[dict[str, list]]:
-    """Batches of a parquet file's columns as lists; SourceError for an unreadable file or a missing column."""
+    """Batches of a parquet file's columns as lists; SourceError where it cannot be read or lacks one."""
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             if missing := [name for name in names if name not in file.schema_arrow.names]:
@@ -86,8 +88,9 @@ def read_texts(path: Path, column: str = "text") -> Iterator[str]:
 def iter_wikitext(mirror: Path, split: str) -> Iterator[str]:
     """WikiText-103 (raw) of a split ("train", "valid", "test"), article by article.
 
-    Concatenated, the articles are the file's lines joined by blank lines, as is usual for GPT-2. A new one begins at
-    each title ` = Title = `, where GPT-2's pre-tokenizer splits anyway: the tokens are those of the whole text.
+    Concatenated, the articles are the file's lines joined by blank lines, as is usual for GPT-2. A new one
+    begins at each title ` = Title = `, where GPT-2's pre-tokenizer splits anyway: the tokens are those of the
+    whole text.
     """
     article: list[str] = []
     for path in parquet_files(mirror, WIKITEXT_SPLITS[split], "wikitext"):
@@ -103,9 +106,10 @@ def iter_wikitext(mirror: Path, split: str) -> Iterator[str]:
 def iter_openwebtext(
     mirror: Path, sample: float, held_out: tuple[float, float], seed: int
 ) -> Iterator[tuple[str, str]]:
-    """(split, document) of a random part of OpenWebText: "sample", "valid" or "test" with these probabilities.
+    """(split, document) of a random part of OpenWebText.
 
-    `held_out` = (valid, test). One draw for every document from one generator: the same choice on every machine.
+    The split is "sample", or "valid" or "test" with the probabilities `held_out`. One draw for every document
+    from one generator: the same choice on every machine.
     """
     generator = random.Random(seed)
     for path in parquet_files(mirror, "train", "openwebtext"):
@@ -156,7 +160,8 @@ def write_token_rows(mirror: Path, settings: dict, folder: Path, tokenizer) -> d
     verify(mirror, settings["mirror"])
     if len(tokenizer) > 2**16:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, rows of 16 bits hold 65,536")
-    builders = {name: TokenRowBuilder(tokenizer, context, True) for name in ("sample", "web_valid", "web_test")}
+    web = ("sample", "web_valid", "web_test")
+    builders = {name: TokenRowBuilder(tokenizer, context, True) for name in web}
     documents = iter_openwebtext(mirror, text["sample"], tuple(text["web_shares"]), text["sample_seed"])
     for part in batched(documents, TOKENIZER_BATCH):
         for name, builder in builders.items():
@@ -176,8 +181,8 @@ def write_token_rows(mirror: Path, settings: dict, folder: Path, tokenizer) -> d
         (metrics.setdefault(corpus, {}) if split else metrics)[split or name] = counts
         if not len(rows[name]):
             raise SourceError(
-                f"{name} gave no full row of {context} tokens ({counts['tokens']} tokens): choose larger shares "
-                "with --set text.sample or text.web_shares"
+                f"{name} gave no full row of {context} tokens ({counts['tokens']} tokens): choose larger "
+                "shares with --set text.sample or text.web_shares"
             )
     save_file(rows, folder / "rows.safetensors")
     return metrics
@@ -196,7 +201,8 @@ def batched(items, size: int) -> Iterator[tuple]:
 def read_glue_task(mirror: Path, task: str) -> dict[str, list[dict]]:
     """All splits of a task as rows {"texts", "label" (None where hidden), "index"}.
 
-    Tabs and line breaks inside a text become blanks, as in GLUE's own files. Raises SourceError for a wrong value.
+    Tabs and line breaks inside a text become blanks, as in GLUE's own files. Raises SourceError for a wrong
+    value.
     """
     splits: dict[str, list[dict]] = {}
     names = (*GLUE_TEXTS[task], "label")
@@ -207,7 +213,8 @@ def read_glue_task(mirror: Path, task: str) -> dict[str, list[dict]]:
                 for *texts, label in zip(*(columns[name] for name in names), strict=True):
                     _check_glue_row(f"{path}, row {len(rows)}", task, split, tuple(texts), label)
                     cleaned = tuple(" ".join(text.split()) for text in texts)
-                    rows.append({"texts": cleaned, "label": None if label == -1 else label, "index": len(rows)})
+                    label = None if label == -1 else label
+                    rows.append({"texts": cleaned, "label": label, "index": len(rows)})
     return splits
 
 
@@ -221,7 +228,7 @@ def _check_glue_row(place: str, task: str, split: str, texts: tuple, label) -> N
 
 
 def write_glue_tasks(mirror: Path, settings: dict, folder: Path) -> dict:
-    """Write the tasks as GLUE's TSV files into <folder>/<task>; returns row counts, class balance, best constant."""
+    """Write the tasks as GLUE's TSV files into <folder>/<task>; returns counts and best constants."""
     verify(mirror, settings.get("mirror", {}))
     metrics = rehearsal_notes(mirror)
     for task in settings["tasks"]:

@@ -1,7 +1,7 @@
 """Fetch the hub's models and data once, into a mirror for runs without a network: `python -m kn mirror DIR`.
 
-Commits are resolved when the mirror is made and recorded in mirror.json, with the size and sha256 of every file.
-Intact files are not fetched again.
+Commits are resolved when the mirror is made and recorded in mirror.json, with the size and sha256 of every
+file. Intact files are not fetched again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def resolve_revision(item: HubRepository, api) -> tuple[str, str, dict[str, int]
         if sizes:
             return revision, info.sha, sizes
     raise SourceError(
-        f"{item.repository} holds no file like {', '.join(item.patterns)}: its layout has changed, please report it"
+        f"{item.repository} holds no file like {', '.join(item.patterns)}: its layout has changed, please "
+        "report it"
     )
 
 
@@ -44,7 +45,7 @@ def file_records(folder: Path, names: list[str]) -> dict[str, list]:
 
 
 def problems(mirror: Path, deep: bool = True, items: dict[str, HubRepository] = REPOSITORIES) -> list[str]:
-    """Missing or damaged files of a mirror, a line each with the command that helps; `deep` reads all contents."""
+    """Missing or damaged files of a mirror, a line each with the remedy; `deep` reads all contents."""
     known, found = read_manifest(mirror)["items"], []
     for name in items:
         if name not in known:
@@ -93,13 +94,14 @@ def make(mirror: Path, items: dict[str, HubRepository] = REPOSITORIES, api=None,
         total, free = sum(sizes.values()), shutil.disk_usage(mirror).free
         if total * DISK_MARGIN > free:
             raise SourceError(
-                f"{name} needs {total / 1e9:.1f} GB, {mirror} has {free / 1e9:.1f} GB free: make room or choose "
-                "another folder"
+                f"{name} needs {total / 1e9:.1f} GB, {mirror} has {free / 1e9:.1f} GB free: make room or "
+                "choose another folder"
             )
-        print(f"{name}: {len(sizes)} files, {total / 1e9:.2f} GB of {item.repository}@{commit[:12]}", flush=True)
-        files = list(sizes)
+        source, files = f"{item.repository}@{commit[:12]}", list(sizes)
+        print(f"{name}: {len(files)} files, {total / 1e9:.2f} GB of {source}", flush=True)
         download(
-            item.repository, repo_type=item.kind, revision=commit, local_dir=mirror / name, allow_patterns=files
+            item.repository, repo_type=item.kind, revision=commit, local_dir=mirror / name,
+            allow_patterns=files,
         )
         known[name] = {
             "repository": item.repository, "kind": item.kind, "revision": revision, "commit": commit,

@@ -22,7 +22,7 @@ def autocast(precision: str, device: str = "cpu"):
 
 @torch.no_grad()
 def perplexity(model, rows: torch.Tensor, precision: str = "fp32", batch: int | None = None) -> float:
-    """exp(total NLL / predicted tokens) over token rows (n, context): windows without overlap, no token twice.
+    """exp(total NLL / predicted tokens) over token rows (n, context), windows without overlap.
 
     Raises ValueError for no rows, FloatingPointError for a loss that is not finite.
     """
@@ -49,9 +49,9 @@ def word_perplexity(value: float, tokens: int, words: int) -> float:
 
 @torch.no_grad()
 def predict(model, input_ids: list[list[int]], precision: str = "fp32", batch: int = 64) -> list[int]:
-    """Most likely class of each row of token ids, in the rows' order; rows are batched by length, right-padded.
+    """Most likely class of each row of token ids, in the rows' order.
 
-    Raises FloatingPointError for logits that are not finite.
+    Rows are batched by length and right-padded. Raises FloatingPointError for logits that are not finite.
     """
     model.eval()
     order, classes = sorted(range(len(input_ids)), key=lambda i: len(input_ids[i])), [0] * len(input_ids)
@@ -81,7 +81,10 @@ def model_bytes(folder: Path) -> int:
 
 
 def format_shape(module) -> str:
-    """ "A 384x768, B 2x1" of a Kronecker layer, "768x768" (outputs × inputs) of a dense one; of a fused qkv one part."""
+    """ "A 384x768, B 2x1" of a Kronecker layer, "768x768" (outputs × inputs) of a dense one.
+
+    A dense fused qkv layer counts as one of its three parts.
+    """
     if isinstance(module, KroneckerLinear):
         (_, m1, n1), (_, m2, n2) = module.A.shape, module.B.shape
         return f"A {m1}x{n1}, B {m2}x{n2}"

@@ -1,6 +1,7 @@
 """Pretrain mini's two models: a small GPT-2 (the teacher) and a DistilGPT2-like baseline.
 
-The paper starts from models it did not train; so does mini. `python -m kn rebuild` runs this recipe, resumably.
+The paper starts from models it did not train; so does mini. `python -m kn pretrain-mini` runs the recipe,
+resumably.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def every_other_layer(teacher) -> GPT2LMHeadModel:
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Factor on the peak learning rate: linear warm-up, constant, linear decay over the last DECAY of the steps."""
+    """Factor on the peak rate: linear warm-up, constant, linear decay over the last DECAY of the steps."""
     if step < warmup:
         return (step + 1) / warmup
     return min(1.0, (steps - step) / (DECAY * steps))
@@ -143,8 +144,8 @@ def train(
                 line["valid_perplexity"] = round(evaluate.perplexity(model, valid), 3)
                 model.train()
                 state = {
-                    "model": model.state_dict(), "optimizers": [opt.state_dict() for opt in opts], "step": done,
-                    "seconds": time.monotonic() - clock, "random": random_state(),
+                    "model": model.state_dict(), "optimizers": [opt.state_dict() for opt in opts],
+                    "step": done, "seconds": time.monotonic() - clock, "random": random_state(),
                 }
                 torch.save(state, folder / "state.tmp")
                 (folder / "state.tmp").replace(checkpoint)
@@ -153,7 +154,7 @@ def train(
 
 
 def distillation_loss(model, x: torch.Tensor, recipe: Recipe, teacher=None):
-    """(loss, cross-entropy) of token ids x (b, context); with a teacher the loss adds a KL between logits (Hinton)."""
+    """(loss, cross-entropy) of token ids x (b, context); with a teacher, the loss includes a KL of logits."""
     with evaluate.autocast(recipe.precision, x.device.type):
         logits = model(input_ids=x).logits[:, :-1]  # (b, context - 1, vocabulary)
     cross_entropy = F.cross_entropy(logits.flatten(0, 1).float(), x[:, 1:].flatten())
@@ -182,7 +183,7 @@ def training_cost(model, log: Path, rows, data_bytes: int, hardware: str) -> dic
 
 
 def save_asset(model, folder: Path, log: Path, recipe: Recipe, measured: dict) -> None:
-    """Write a committed asset: float16 weights, configuration, log, and recipe.json with its measured cost."""
+    """Write a committed asset: float16 weights, configuration, log, recipe.json with its measured cost."""
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
@@ -217,9 +218,9 @@ def rebuild(
     profile: Profile = profiles.MINI,
     recipes: tuple[Recipe, Recipe] = (profiles.TEACHER, profiles.BASELINE),
 ) -> int:
-    """Corpus, tokenizer, teacher, baseline from nothing into <store>/rebuild/mini; resumes where it was stopped.
+    """Make mini's corpus, tokenizer, teacher and baseline anew in <store>/rebuild/mini.
 
-    `extra` is a folder of further packages for the teacher's text. Returns 0.
+    Resumes where it was stopped. `extra` is a folder of further packages for the teacher's text. Returns 0.
     """
     text, shape, work = profile.text, profile.model, store.home / "rebuild"
     assets = work / "mini"
@@ -232,7 +233,8 @@ def rebuild(
     valid = documentation.pack(tokenizer, web.valid, shape.context)[:VALID_ROWS]
     set_seed(recipes[0].seed)
     model, teacher = random_gpt2(shape), None
-    for name, docs, recipe in zip(("teacher", "baseline"), (web.train + more, web.train), recipes, strict=True):
+    texts = {"teacher": web.train + more, "baseline": web.train}
+    for (name, docs), recipe in zip(texts.items(), recipes, strict=True):
         model = model if teacher is None else every_other_layer(teacher)
         rows, log = documentation.pack(tokenizer, docs, shape.context), work / name / "log.jsonl"
         train(model, rows, valid, work / name, recipe, teacher)

@@ -1,4 +1,4 @@
-"""Provenance of a result: package versions, device and commit of the process that made it; recorded, not hashed."""
+"""Provenance of a result: package versions, device and commit; recorded, not hashed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 from kn.files import PROJECT_ROOT
 from kn.suite.devices import device_name
 
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scikit-learn", "pandas")
+PACKAGES = (
+    "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scikit-learn", "pandas"
+)
 
 
 def installed_version(package: str) -> str | None:
@@ -26,11 +28,13 @@ def installed_version(package: str) -> str | None:
 def git_commit(checkout: Path = PROJECT_ROOT) -> str:
     """12 digits of the checkout's commit, "+" behind them where tracked files were changed.
 
-    "" where `checkout` is no git checkout of its own: a copy inside another repository has not that one's commit.
+    "" where `checkout` is no git checkout of its own: a copy inside another repository has not that one's
+    commit.
     """
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True).stdout.strip()
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
     try:
         top = git("rev-parse", "--show-toplevel")

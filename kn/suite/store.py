@@ -1,8 +1,8 @@
 """Results on disk: a stage's key, its lock, its manifest.
 
-A result is the folder `<home>/<kind>/<slug>-<hash>/` with metrics.json, further files, and manifest.json, which is
-written last; then one atomic rename makes it real. A result without an intact manifest is never read, and no stage
-begins from an input of which a byte has changed.
+A result is the folder `<home>/<kind>/<slug>-<hash>/` with metrics.json, further files, and manifest.json,
+which is written last; then one atomic rename makes it real. A result without an intact manifest is never
+read, and no stage begins from an input of which a byte has changed.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Stage:
         printable = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
         if not self.kind.isidentifier() or name.startswith(".") or "/" in name or not printable:
             raise ValueError(
-                f"stage {self.kind[:40]!r} with the fields {self.slug[:40]!r} has no name for a folder: letters, "
-                "digits and punctuation other than / wanted"
+                f"stage {self.kind[:40]!r} with the fields {self.slug[:40]!r} has no name for a folder: "
+                "letters, digits and punctuation other than / wanted"
             )
         return f"{self.kind}/{name}"
 
@@ -92,12 +92,14 @@ class StoreError(Exception):
 
 
 class Store:
-    """The results below one folder; safe for several processes. Raises StoreError for an impossible folder name."""
+    """The results below one folder; safe for several processes. StoreError for an impossible folder name."""
 
     def __init__(self, home: Path | str | None = None):
         home = home or store_home()
         if not isinstance(home, str | Path) or not str(home).isprintable():
-            raise StoreError(f"the store {home!r} cannot be a folder's name: choose another folder with KN_HOME=…")
+            raise StoreError(
+                f"the store {home!r} cannot be a folder's name: choose another folder with KN_HOME=…"
+            )
         self.home = Path(home).absolute()
 
     def open(self) -> Store:
@@ -109,7 +111,8 @@ class Store:
             probe.unlink()
         except OSError as error:
             raise StoreError(
-                f"the store {self.home} cannot be written ({error.strerror}): choose another folder with KN_HOME=…"
+                f"the store {self.home} cannot be written ({error.strerror}): choose another folder with "
+                "KN_HOME=…"
             ) from None
         return self
 
@@ -127,7 +130,8 @@ class Store:
         folder = self.folder(stage)
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
-            if manifest.pop("digest", json_sha256(manifest)) != json_sha256(manifest):  # older stores have none
+            # older stores have no digest
+            if "digest" in manifest and manifest.pop("digest") != json_sha256(manifest):
                 return "the manifest has another content than it says"
             for name, (size, digest) in manifest["files"].items():
                 path = folder / name
@@ -152,7 +156,7 @@ class Store:
         return json.loads((self.folder(stage) / "metrics.json").read_text())
 
     def record(self, stage: Stage) -> dict:
-        """A result as reports read it: kind, fields, metrics, path, provenance, settings and the paths of the inputs."""
+        """A result as reports read it: kind, fields, metrics, path, provenance, settings, inputs' paths."""
         metrics = self.metrics(stage)
         provenance = json.loads((self.folder(stage) / "manifest.json").read_text())["provenance"]
         return {
@@ -173,7 +177,7 @@ class Store:
         return folder
 
     def tidy(self, stage: Stage) -> None:
-        """Remove the scratch folder of a finished stage, which a run killed just after its last rename leaves."""
+        """Remove a finished stage's scratch folder, which a run killed after its last rename leaves."""
         shutil.rmtree(self._beside(stage, "work"), ignore_errors=True)
 
     def forget(self, stages: list[Stage]) -> None:
@@ -198,8 +202,8 @@ class Store:
         except Exception as error:
             if reason := write_failure(error, self.home):
                 raise StoreError(
-                    f"{stage.path} could not be written ({reason}): free some space or choose another folder with "
-                    "KN_HOME=…"
+                    f"{stage.path} could not be written ({reason}): free some space or choose another "
+                    "folder with KN_HOME=…"
                 ) from error
             raise
         return True
@@ -207,7 +211,9 @@ class Store:
     def _make_locked(self, stage: Stage, work: Work) -> None:
         for item in stage.inputs:
             if problem := self.find_corruption(item, deep=True):
-                raise StoreError(f"{stage.path} needs {item.path}: {problem}; run ./run_all.sh to make it again")
+                raise StoreError(
+                    f"{stage.path} needs {item.path}: {problem}; run ./run_all.sh to make it again"
+                )
         final, temporary = self.folder(stage), self._beside(stage, "tmp")
         for leftover in (final, temporary):  # the lock is ours, so these are a dead run's
             shutil.rmtree(leftover, ignore_errors=True)
@@ -240,8 +246,8 @@ def _write_result(stage: Stage, folder: Path, metrics: dict, provenance: dict) -
     (folder / "metrics.json").write_text(text)
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     manifest = {
-        "kind": stage.kind, "hash": stage.hash, "fields": dict(stage.fields), "settings": json.loads(stage.settings),
-        "inputs": [i.path for i in stage.inputs],
+        "kind": stage.kind, "hash": stage.hash, "fields": dict(stage.fields),
+        "settings": json.loads(stage.settings), "inputs": [i.path for i in stage.inputs],
         "files": {p.relative_to(folder).as_posix(): (p.stat().st_size, file_sha256(p)) for p in paths},
         "provenance": provenance,
     }

@@ -1,8 +1,8 @@
-"""One training run with transformers' Trainer: its arguments, its log, and checkpoints that survive a killed process.
+"""One training run with transformers' Trainer: arguments, log, checkpoints that survive a killed process.
 
-A process can be killed while it writes a checkpoint, and a disk can turn a bit in one. Either would end in an error at
-every new start, or in other numbers without any error. So a checkpoint counts once its manifest is written, and only
-while every byte is the one of the manifest.
+A process can be killed while it writes a checkpoint, and a disk can turn a bit in one. Either would end in an
+error at every new start, or in other numbers without any error. So a checkpoint counts once its manifest is
+written, and only while every byte is the one of the manifest.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def distillation_config(settings: dict, method: str, alphas=None) -> Distillatio
     )
 
 
-def training_arguments(settings: dict, steps: int, seed: int, folder: Path, resources: dict) -> TrainingArguments:
+def training_arguments(
+    settings: dict, steps: int, seed: int, folder: Path, resources: dict
+) -> TrainingArguments:
     """TrainingArguments of a run; `resources` changes speed and memory, but no result.
 
     Raises ValueError where the batch cannot be split over processes or into micro-batches.
@@ -189,8 +191,8 @@ class TrainingResult:
 def run_training(job: TrainingJob) -> TrainingResult:
     """Train `job.model` in place, from the last intact checkpoint in `job.scratch` if there is one.
 
-    Raises MemoryError where a GPU's memory does not suffice, with what to set, and FloatingPointError where loss or
-    weights are not finite.
+    Raises MemoryError where a GPU's memory does not suffice, with what to set, and FloatingPointError where
+    loss or weights are not finite.
     """
     training, distillation = job.settings["training"], job.distillation
     folder = job.scratch / "trainer"
@@ -216,7 +218,8 @@ def run_training(job: TrainingJob) -> TrainingResult:
     seconds = clock.seconds()
     if trainer.is_world_process_zero():
         shutil.rmtree(folder, ignore_errors=True)
-    log = [{k: line[k] for k in LOG_KEYS if k in line} for line in trainer.state.log_history if "loss" in line]
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    log = [{k: line[k] for k in LOG_KEYS if k in line} for line in lines]
     not_finite = [line["step"] for line in log if not math.isfinite(line["loss"])]
     if not all(parameter.isfinite().all() for parameter in job.model.parameters()):
         not_finite.append(steps)  # the last steps may be in no line of the log

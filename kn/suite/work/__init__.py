@@ -1,6 +1,7 @@
 """The work of the stages: one function a kind, which takes a StageContext and returns the stage's metrics.
 
-`WORK` {kind: work(stage, folder, store) -> metrics} is what workers look a stage up in. Kinds are part of stage keys.
+`WORK` {kind: work(stage, folder, store) -> metrics} is the table that workers use. Kinds are part of stage
+keys.
 """
 
 from collections.abc import Callable

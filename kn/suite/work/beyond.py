@@ -1,4 +1,4 @@
-"""Stages beyond the paper: the aligned start, training from either start, and models of other sizes and kinds."""
+"""Stages beyond the paper: the aligned start, training from either start, models of other sizes and kinds."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def aligned_start(context: StageContext) -> dict:
         _, dense = align_gpt2.pair(teacher, dataclasses.replace(spec, embedding=embedding), ids, ingredients)
         alone[name] = perplexities(dense, rows, precision, splits=("test",))
     return {
-        **model_facts(student, context.folder / "model"), "seconds": seconds, "calibration_tokens": ids.numel(),
-        "perplexity": found, "ingredients": alone,
+        **model_facts(student, context.folder / "model"), "seconds": seconds,
+        "calibration_tokens": ids.numel(), "perplexity": found, "ingredients": alone,
     }
 
 
 def training_rows(rows: dict[str, torch.Tensor], fraction: float) -> torch.Tensor:
-    """Token rows of the light pre-training; for more than one epoch of them, as many of all web training text.
+    """Token rows for a fraction of the light pre-training.
 
-    So no row comes twice where there are enough.
+    For more than one epoch, rows of all web training text: none comes twice where there are enough.
     """
     sample = rows["sample"]
     if fraction <= 1 or "web_train" not in rows:
@@ -74,7 +74,7 @@ def training_rows(rows: dict[str, torch.Tensor], fraction: float) -> torch.Tenso
 def pretrain_fraction(
     context: StageContext, student, teacher, fraction: float, splits=("valid", "test")
 ) -> dict:
-    """Train with LM + KD (eq. 5) on a fraction of the light pre-training's tokens; its log, tokens, perplexities."""
+    """Train with LM + KD (eq. 5) on a fraction of the light pre-training's tokens; log and perplexities."""
     rows, training = context.rows, context.settings["training"]
     sample, batch = rows["sample"], training["batch_size"]
     all_steps = training["max_steps"] or training["epochs"] * len(sample) / batch
@@ -90,7 +90,7 @@ def pretrain_fraction(
 
 
 def partial_pretraining(context: StageContext) -> dict:
-    """A fraction of the light pre-training from the SVD start, or from the aligned one with the equivalent teacher."""
+    """A fraction of the light pre-training from the SVD start, or the aligned one with its teacher."""
     set_seed(context.stage["seed"])
     start = context.input("decompose", "aligned")
     folder = context.store.folder(start)
@@ -104,15 +104,15 @@ def partial_pretraining(context: StageContext) -> dict:
 def compressed_model(context: StageContext) -> dict:
     """A model of one method and size: parameters, and perplexities before and after a short LM + KD training.
 
-    "narrow" is the aligned start with B fixed at (1, 0, …): the narrow model that structured pruning and low-rank
-    heads give, refitted.
+    "narrow" is the aligned start with B fixed at (1, 0, …): the narrow model that structured pruning and
+    low-rank heads give, refitted.
     """
     settings, store, method = context.settings, context.store, context.stage["method"]
     set_seed(context.stage["seed"])
     made = {item.kind: item for item in context.stage.inputs if item.kind not in ("corpus", "pretrained")}
-    if trained := made.get("heal") or made.get("pretrain"):  # the profile's own model: beyond_alignment trains it
+    if done := made.get("heal") or made.get("pretrain"):  # beyond_alignment has trained this model
         start = made["decompose" if method == "svd" else "aligned"]
-        return {**store.metrics(trained), "start": {"perplexity": store.metrics(start)["perplexity"]}}
+        return {**store.metrics(done), "start": {"perplexity": store.metrics(start)["perplexity"]}}
 
     spec, teacher, before = KroneckerSpec(**settings["compression"]), load_teacher(context).eval(), None
     student: torch.nn.Module

@@ -15,7 +15,7 @@ from kn.suite.store import Stage, Store
 
 @dataclass(frozen=True)
 class StageContext:
-    """One stage being made. Its function writes files into `folder` and checkpoints into `scratch`, nothing else."""
+    """One stage being made. Its function writes into `folder`, and checkpoints into `scratch`."""
 
     stage: Stage
     folder: Path  # temporary; becomes the result

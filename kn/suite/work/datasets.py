@@ -1,4 +1,4 @@
-"""Stages of text and tasks: the corpus as token rows, GLUE or its stand-ins, Table 6's submissions and scores."""
+"""Stages of text and tasks: the corpus as token rows, GLUE or its stand-ins, Table 6's submissions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from kn.data import glue_twins as twins
 from kn.data.hub import mirror_folder
 from kn.files import ASSETS
 from kn.models.loading import load_tokenizer
-from kn.suite.store import Store
 from kn.suite.work.context import StageContext, input_stage
 
 JOBS = 2  # processes that extract documentation
@@ -116,9 +115,9 @@ def glue_scores(context: StageContext) -> dict:
 
 
 def encoded_task(context: StageContext, only_text: int | None = None) -> tuple[dict, dict]:
-    """(splits, tokenized splits) of the stage's GLUE task; `only_text` keeps the first (0) or second text of a pair."""
+    """(splits, tokenized splits) of the stage's task; `only_text` keeps the first (0) or second text."""
     settings, task, source = context.settings, context.stage["task"], context.input("glue", "twins")
-    store: Store = context.store
+    store = context.store
     splits = glue.read_task(store.folder(source) / task, task)
     if only_text is not None:
         splits = {
@@ -127,4 +126,5 @@ def encoded_task(context: StageContext, only_text: int | None = None) -> tuple[d
         }
     trained = settings.get("assets") == ""  # the tokenizer is the corpus stage's
     tokenizer = stage_tokenizer(settings, store.folder(input_stage(source, "corpus")) if trained else None)
-    return splits, {name: glue.encode(tokenizer, rows, settings["max_length"]) for name, rows in splits.items()}
+    length = settings["max_length"]
+    return splits, {name: glue.encode(tokenizer, rows, length) for name, rows in splits.items()}

@@ -36,25 +36,23 @@ def load_model(folder: Path, labels: int = 0):
     On the GPU where there is one, in float32. Raises ValueError where weights are missing.
     """
     config = validate_checkpoint(folder)
-    compressed = config["model_type"] == "kngpt2"
-    if labels:
-        model_class = KnGPT2ForSequenceClassification if compressed else GPT2ForSequenceClassification
-    else:
-        model_class = KnGPT2LMHeadModel if compressed else GPT2LMHeadModel
+    classes: tuple[Any, Any] = (GPT2LMHeadModel, GPT2ForSequenceClassification)
+    if config["model_type"] == "kngpt2":
+        classes = (KnGPT2LMHeadModel, KnGPT2ForSequenceClassification)
     options: dict[str, Any] = {"num_labels": labels} if labels else {}
     if config.get("activation_function", "gelu_new") == "gelu_new":
-        # the same function as one operation: faster, and keeps one tensor for the backward pass instead of seven
+        # the same function as one operation: faster, and one saved tensor instead of seven
         options["activation_function"] = "gelu_pytorch_tanh"
     sdpa = torch.cuda.is_available() or config.get("n_positions", 1024) > EAGER_MAX_TOKENS
     with one_line_load_errors(folder):
-        model, info = model_class.from_pretrained(
-            folder, attn_implementation="sdpa" if sdpa else "eager", dtype=torch.float32, local_files_only=True,
-            use_safetensors=True, output_loading_info=True, **options,
+        model, info = classes[bool(labels)].from_pretrained(
+            folder, attn_implementation="sdpa" if sdpa else "eager", dtype=torch.float32,
+            local_files_only=True, use_safetensors=True, output_loading_info=True, **options,
         )
     if missing := sorted(name for name in info["missing_keys"] if not (labels and name == "score.weight")):
         raise ValueError(
-            f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: save the whole model there "
-            "again"
+            f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: save the whole "
+            "model there again"
         )
     model.config.update({"pad_token_id": model.config.eos_token_id, "use_cache": False})
     return model.to("cuda") if torch.cuda.is_available() else model
@@ -73,11 +71,14 @@ def model_facts(model, folder: Path) -> dict:
     }
 
 
-def perplexities(model, rows: dict, precision: str, corpora=("web", "wiki"), splits=("valid", "test")) -> dict:
-    """{corpus: {split: perplexity}}: on all of wiki's test text (Tables 4 and 7), else on EVALUATION_WINDOWS windows."""
+def perplexities(
+    model, rows: dict, precision: str, corpora=("web", "wiki"), splits=("valid", "test")
+) -> dict[str, dict[str, float]]:
+    """{corpus: {split: perplexity}} on EVALUATION_WINDOWS windows, on all of wiki's test (Tables 4, 7)."""
 
     def windows(corpus: str, split: str) -> torch.Tensor:
-        return rows[f"{corpus}_{split}"][: None if (corpus, split) == ("wiki", "test") else EVALUATION_WINDOWS]
+        everything = (corpus, split) == ("wiki", "test")
+        return rows[f"{corpus}_{split}"][: None if everything else EVALUATION_WINDOWS]
 
     return {c: {s: evaluate.perplexity(model, windows(c, s), precision) for s in splits} for c in corpora}
 
@@ -122,7 +123,7 @@ def _read_log(folder: Path) -> list[dict]:
 
 
 def _train_from_scratch(context: StageContext):
-    """(model, its cost): the teacher from random weights, the baseline from every other layer of the teacher."""
+    """(model, its cost): the teacher from random weights, the baseline from every other layer of it."""
     settings, rows, scratch = context.settings, context.rows, context.scratch
     recipe, device = Recipe(**settings["recipe"]), "cuda" if torch.cuda.is_available() else "cpu"
     set_seed(recipe.seed)
@@ -135,12 +136,13 @@ def _train_from_scratch(context: StageContext):
     valid = rows["web_valid"][:EVALUATION_WINDOWS]
     pretrain_mini.train(model, rows["web_train"], valid, scratch, recipe, teacher)
     data_bytes = context.input_metrics("corpus")["web"]["train"]["bytes"]
-    cost = pretrain_mini.training_cost(model, scratch / "log.jsonl", rows["web_train"], data_bytes, device_name())
+    log, device = scratch / "log.jsonl", device_name()
+    cost = pretrain_mini.training_cost(model, log, rows["web_train"], data_bytes, device)
     return model, cost | {"log": _read_log(scratch)}
 
 
 def svd_start(context: StageContext) -> dict:
-    """The SVD start: the teacher compressed (eq. 1), without training; also with embedding or layers alone."""
+    """The SVD start: the teacher compressed (eq. 1), untrained; also with embedding or layers alone."""
     settings, clock = context.settings, time.monotonic()
     teacher, rows, precision = load_teacher(context), context.rows, settings["precision"]
     spec = KroneckerSpec(**settings["compression"])
@@ -152,16 +154,16 @@ def svd_start(context: StageContext) -> dict:
     ablations = {}
     if spec.embedding:
         ablations = {"embedding": {"layers": ()}, "layers": {"embedding": False}}
-    alone = {
-        name: perplexities(compress(teacher, dataclasses.replace(spec, **fields)), rows, precision, splits=("test",))
-        for name, fields in ablations.items()
-    }
+    alone = {}
+    for name, fields in ablations.items():
+        model = compress(teacher, dataclasses.replace(spec, **fields))
+        alone[name] = perplexities(model, rows, precision, splits=("test",))
     facts = model_facts(student, context.folder / "model")
     return {**facts, "seconds": seconds, "perplexity": found, "alone": alone}
 
 
 def shapes(context: StageContext) -> dict:
-    """Table 1: shapes and parameter counts of models that are built, without memory for weights, at two sizes."""
+    """Table 1: shapes and parameter counts of models built on the meta device, at two sizes."""
     model, spec = context.settings["model"], context.settings["compression"]
     mini = {
         "vocab_size": model["vocabulary"], "n_positions": model["context"], "n_embd": model["width"],
@@ -170,11 +172,12 @@ def shapes(context: StageContext) -> dict:
     metrics = {}
     for size, fields in (("paper_size", {}), ("mini_size", mini)):
         half = GPT2Config(**fields).n_layer // 2
+        compressed = KnGPT2Config(**fields, tie_word_embeddings=False, kronecker=spec)
         with torch.device("meta"):
             models = {
                 "GPT-2 Small": GPT2LMHeadModel(GPT2Config(**fields)),
                 "DistilGPT2": GPT2LMHeadModel(GPT2Config(**{**fields, "n_layer": half})),
-                "KnGPT2": KnGPT2LMHeadModel(KnGPT2Config(**fields, tie_word_embeddings=False, kronecker=spec)),
+                "KnGPT2": KnGPT2LMHeadModel(compressed),
             }
         metrics[size] = {
             title: {**evaluate.layer_shapes(m), "layers": m.config.n_layer, "parameters": count_parameters(m)}

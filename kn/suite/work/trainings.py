@@ -1,4 +1,4 @@
-"""Stages of the paper's trainings: light pre-training, fine-tuning on the wiki corpus, fine-tuning on GLUE."""
+"""Stages of the paper's trainings: light pre-training, fine-tuning on the wiki corpus and on GLUE."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ OBJECTIVES = {"lm": ("none", 1.0), "kd": ("ilkd", 0.0), "lm_kd": ("ilkd", 1.0)} 
 
 
 def train_lm(
-    context: StageContext, model, rows: torch.Tensor, settings: dict, distillation: DistillationConfig, teacher=None
+    context: StageContext, model, rows: torch.Tensor, settings: dict, distillation: DistillationConfig,
+    teacher=None,
 ) -> TrainingResult:
     """Train a language model on token rows (n, context)."""
-    seed, resources = context.stage["seed"], context.resources
     return run_training(TrainingJob(
-        model, TokenRows(rows), collate_token_rows, context.scratch, settings, seed, distillation, teacher, resources
+        model, TokenRows(rows), collate_token_rows, context.scratch, settings, context.stage["seed"],
+        distillation, teacher, context.resources,
     ))
 
 
@@ -46,9 +47,9 @@ def train_classifier(
         return {**inputs, "labels": torch.tensor([item["label"] for item in items])}
 
     rows = [{"input_ids": i, "label": y} for i, y in zip(train["input_ids"], train["label"], strict=True)]
-    seed, resources = context.stage["seed"], context.resources
     return run_training(TrainingJob(
-        model, rows, collate, context.scratch, settings, seed, distillation, teacher, resources
+        model, rows, collate, context.scratch, settings, context.stage["seed"], distillation, teacher,
+        context.resources,
     ))
 
 
@@ -102,8 +103,8 @@ def finetune_lm(context: StageContext) -> dict:
     size = context.input_metrics("corpus")["wiki"]["test"]
     per_word = evaluate.word_perplexity(found["wiki"]["test"], size["tokens"], size["words"])
     return {
-        "hyper": result.hyperparameters, "log": result.log, "perplexity": found, "hours": result.seconds / 3600,
-        "word_perplexity": {"test": per_word},
+        "hyper": result.hyperparameters, "log": result.log, "perplexity": found,
+        "hours": result.seconds / 3600, "word_perplexity": {"test": per_word},
     }
 
 
