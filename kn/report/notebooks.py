@@ -1,4 +1,4 @@
-"""Executes the notebooks with papermill, one after another, and renders them; what is unchanged is not executed again."""
+"""Executes the notebooks with papermill as their stages finish, and writes a run's report around them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kn import report
 from kn.files import PACKAGE, PROJECT_ROOT, file_sha256, write_atomic
+from kn.report import publish
+from kn.report.compare import compare_reports
 from kn.report.formatting import cautions, file_stem
 from kn.suite import profiles, run
 from kn.suite.devices import peak_bytes
@@ -73,61 +76,115 @@ def finished(path: Path) -> dict[str, str]:
         return {}
 
 
+class NotebookRunner:
+    """Executes a run's notebooks in a thread of its own, one after another, each as soon as its stages are finished.
+
+    `update` takes the paths of the finished stages while the run goes on; `finish` executes the rest, writes the index,
+    run.json and the front page. A notebook that is unchanged since the last run is not executed again.
+    """
+
+    def __init__(self, profile: str, tables: list[int | str], seeds: int, store: Store):
+        self.profile, self.tables, self.seeds, self.store = profile, tables, seeds, store
+        self.folder, self.overrides = run.report_folder(profile), run.environment_overrides()
+        self.done, self.failures = finished(self.folder / "run.json"), []
+        search = (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))  # a kernel of an environment without kn finds it
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.seconds = 0.0  # of execution
+        scores = os.environ.get("KN_GLUE_SCORES")
+        inputs = {"profile": profile, "seeds": seeds, "overrides": self.overrides}
+        inputs["scores"] = Path(scores).read_text(encoding="utf-8") if scores else ""
+        settings = profiles.load(profile, self.overrides)
+        wanted = {file_stem(key): [key] for key in tables}
+        if set(TABLES) <= set(tables):
+            wanted["00_start_here"] = list(TABLES)
+        self.waiting: dict[str, tuple[str, set[str]]] = {}  # notebook: (key, paths of its stages)
+        for name, keys in wanted.items():
+            stages, _ = plan_stages(settings, keys, seeds)
+            self.waiting[name] = key_of(SOURCE / f"{name}.ipynb", inputs, stages), {stage.path for stage in stages}
+        self.thread = ThreadPoolExecutor(1)
+
+    def update(self, paths: set[str]) -> None:
+        """Execute the notebooks whose stages are all among these finished ones."""
+        for name in [name for name, (_, needed) in self.waiting.items() if needed <= paths]:
+            self._start(name)
+
+    def _start(self, name: str) -> None:
+        key, _ = self.waiting.pop(name)
+        self.thread.submit(self._execute, name, key)
+
+    def _execute(self, name: str, key: str) -> None:
+        """Execute one notebook unless it is unchanged; what happened is printed beside the progress bar."""
+        started, target = time.monotonic(), self.folder / f"{name}.ipynb"
+        if target.exists() and self.done.get(name) == f"{key} {file_sha256(target)}":
+            _say(f"notebook {name}: unchanged")
+            return
+        failure = execute(SOURCE / target.name, target, {"profile": self.profile, "seeds": self.seeds})
+        seconds = time.monotonic() - started
+        self.seconds += seconds
+        if failure:
+            self.failures.append(failure)
+            self.done.pop(name, None)
+        else:
+            self.done[name] = f"{key} {file_sha256(target)}"
+        page = "" if failure or name == "00_start_here" else f": {self.folder / name}.html"
+        _say(f"notebook {name}: {'FAILED' if failure else 'done'} in {seconds:.0f} s{page}")
+
+    def finish(self, plan: list[Stage]) -> int:
+        """Execute the other notebooks, then write the pages; returns 1 if any notebook failed, else 0."""
+        for name in list(self.waiting):
+            self._start(name)
+        self.thread.shutdown(wait=True)
+        started = time.monotonic()
+        found = [stage for stage in plan if self.store.has(stage)]
+        records = run.records(self.store, found)
+        fingerprint = next((r["metrics"]["fingerprint"] for r in records if r["stage"] == "corpus"), None)
+        made = {"seeds": self.seeds, "tables": self.tables, "overrides": list(self.overrides), "corpus": fingerprint}
+        settings = profiles.load(self.profile, self.overrides)
+        everything, _ = plan_stages(settings, (*TABLES, *BEYOND), self.seeds)  # of earlier runs, too
+        known = run.records(self.store, [stage for stage in everything if self.store.has(stage)])
+        switched = run.switched_records(self.profile, self.seeds)
+        page = report.write_index(known, self.profile, self.folder, switched, made)
+        provenance = [record["provenance"] for record in records]
+        summary = {
+            "profile": self.profile, **made, "stages": len(plan), "finished": len(found),
+            "stage_seconds": round(sum(entry["wall_seconds"] for entry in provenance), 1),
+            "report_seconds": round(self.seconds + time.monotonic() - started, 1),
+            "peak_bytes_of_a_stage": max((entry["peak_bytes"] for entry in provenance), default=0),
+            "peak_bytes_of_the_report": peak_bytes(), "environment": environment(), "notebooks": self.done,
+        }
+        write_atomic(self.folder / "run.json", json.dumps(summary, indent=1))
+        if self.profile != "test":
+            report.write_interface(self.folder.parent)
+        report.write_front(self.folder.parent)
+        for line in cautions(records, self.profile):
+            print(f"note: {line}")
+        for failure in self.failures:
+            print(f"error: {failure}", file=sys.stderr)
+        print(f"report: {page}")
+        print_comparison(self.folder)
+        return 1 if self.failures else 0
+
+
+def _say(text: str) -> None:
+    """Print a line without tearing the progress bar that another thread draws."""
+    from tqdm import tqdm
+
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+def print_comparison(folder: Path) -> None:
+    """How a report compares with the published one of its profile; one note where it cannot be compared."""
+    reference = publish.PUBLISHED / folder.name
+    if not reference.is_dir():
+        return
+    try:
+        print(compare_reports(folder, reference))
+    except ValueError as error:
+        print(f"note: not compared with the published report: {error}")
+
+
 def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage], store: Store) -> int:
     """Execute the tables' notebooks, then write the index, run.json and the front page; 1 if any notebook failed, else 0."""
-    folder = run.report_folder(profile)
-    folder.mkdir(parents=True, exist_ok=True)
-    started, overrides = time.monotonic(), run.environment_overrides()
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
-    done, failures = _execute_changed(folder, profile, tables, seeds, plan, overrides)
-    found = [stage for stage in plan if store.has(stage)]
-    records = run.records(store, found)
-    fingerprint = next((record["metrics"]["fingerprint"] for record in records if record["stage"] == "corpus"), None)
-    made = {"seeds": seeds, "tables": tables, "overrides": list(overrides), "corpus": fingerprint}
-    everything, _ = plan_stages(profiles.load(profile, overrides), (*TABLES, *BEYOND), seeds)  # of earlier runs, too
-    known = run.records(store, [stage for stage in everything if store.has(stage)])
-    page = report.write_index(known, profile, folder, run.switched_records(profile, seeds), made)
-    provenance = [record["provenance"] for record in records]
-    summary = {
-        "profile": profile, **made, "stages": len(plan), "finished": len(found),
-        "stage_seconds": round(sum(entry["wall_seconds"] for entry in provenance), 1),
-        "report_seconds": round(time.monotonic() - started, 1),
-        "peak_bytes_of_a_stage": max((entry["peak_bytes"] for entry in provenance), default=0),
-        "peak_bytes_of_the_report": peak_bytes(), "environment": environment(), "notebooks": done,
-    }
-    write_atomic(folder / "run.json", json.dumps(summary, indent=1))
-    if profile != "test":
-        report.write_interface(folder.parent)
-    report.write_front(folder.parent)
-    for line in cautions(records, profile):
-        print(f"note: {line}")
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    print(f"report: {page}")
-    return 1 if failures else 0
-
-
-def _execute_changed(
-    folder: Path, profile: str, tables: list[int | str], seeds: int, plan: list[Stage], overrides: tuple[str, ...]
-) -> tuple[dict[str, str], list[str]]:
-    """Execute the notebooks that are new or changed; returns {notebook: key and sha256} of all that are done, and failures."""
-    done, failures = finished(folder / "run.json"), []
-    parameters = {"profile": profile, "seeds": seeds}
-    names = [file_stem(key) for key in tables] + ["00_start_here"] * (set(TABLES) <= set(tables))
-    scores = os.environ.get("KN_GLUE_SCORES")
-    inputs = {**parameters, "overrides": overrides, "scores": Path(scores).read_text() if scores else ""}
-    for name in names:
-        source, target = SOURCE / f"{name}.ipynb", folder / f"{name}.ipynb"
-        key = key_of(source, inputs, plan)
-        if target.exists() and done.get(name) == f"{key} {file_sha256(target)}":
-            print(f"notebook {name}: unchanged", flush=True)
-            continue
-        started = time.monotonic()
-        failure = execute(source, target, parameters)
-        print(f"notebook {name}: {'FAILED' if failure else 'done'} in {time.monotonic() - started:.0f} s", flush=True)
-        if failure:
-            failures.append(failure)
-            done.pop(name, None)
-        else:
-            done[name] = f"{key} {file_sha256(target)}"
-    return done, failures
+    return NotebookRunner(profile, tables, seeds, store).finish(plan)
