@@ -15,12 +15,15 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from kn.files import PROJECT_ROOT
+
 if TYPE_CHECKING:
     import pandas
 
 DEVIATIONS = 4
 MIN_RELATIVE = 0.01  # what has no spread over seeds (nothing is trained) still differs in rounding
 TABLES = range(1, 8)
+COMPARISON = "comparison.txt"  # in a report's folder: how it compares with the published one
 OF_THE_MACHINE = ("hours", "device")  # metrics that say where a run was made, not what it gave
 EXACT = (
     "shape", "count", "hyper-parameter", "parameters", "parameters without the output embedding", "steps", "tokens",
@@ -167,12 +170,18 @@ def _precision(folder: Path) -> str:
     return " / ".join(dict.fromkeys(frame.loc[frame["column"] == FOLLOWS_THE_PROCESSOR, "ours"])) or "unknown"
 
 
+def _shown(path: Path) -> str:
+    """A path below the checkout without the checkout's folder."""
+    path = path.absolute()
+    return path.relative_to(PROJECT_ROOT).as_posix() if path.is_relative_to(PROJECT_ROOT) else str(path)
+
+
 def compare_reports(folder: Path, reference: Path, most: int = 10) -> str:
     """The comparison as text of a few lines; ValueError for unlike reports (compare_cells)."""
     cells = compare_cells(folder, reference)
     outside = [cell for cell in cells if not cell.agrees]
     lines = [
-        f"{len(cells) - len(outside)} of {len(cells)} cells of Tables 1-7 agree with {reference} "
+        f"{len(cells) - len(outside)} of {len(cells)} cells of Tables 1-7 agree with {_shown(reference)} "
         f"(within {DEVIATIONS} standard deviations of one seed, at least {MIN_RELATIVE:.0%}; shapes and counts exactly)"
     ]
     for cell in outside[:most]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from kn import report
 from kn.files import PACKAGE, PROJECT_ROOT, file_sha256, write_atomic
 from kn.report import publish
-from kn.report.compare import compare_reports
+from kn.report.compare import COMPARISON, compare_reports
 from kn.report.formatting import cautions, file_stem
 from kn.suite import profiles, run
 from kn.suite.devices import peak_bytes
@@ -156,13 +156,15 @@ class NotebookRunner:
         write_atomic(self.folder / "run.json", json.dumps(summary, indent=1))
         if self.profile != "test":
             report.write_interface(self.folder.parent)
+        comparison = compare_with_published(self.folder)
         report.write_front(self.folder.parent)
         for line in cautions(records, self.profile):
             print(f"note: {line}")
         for failure in self.failures:
             print(f"error: {failure}", file=sys.stderr)
         print(f"report: {page}")
-        print_comparison(self.folder)
+        if comparison:
+            print(comparison)
         return 1 if self.failures else 0
 
 
@@ -174,15 +176,17 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def print_comparison(folder: Path) -> None:
-    """How a report compares with the published one of its profile; one note where it cannot be compared."""
+def compare_with_published(folder: Path) -> str:
+    """How a report compares with the published one of its profile, also left in its folder; "" where there is none."""
     reference = publish.PUBLISHED / folder.name
     if not reference.is_dir():
-        return
+        return ""
     try:
-        print(compare_reports(folder, reference))
+        text = compare_reports(folder, reference)
     except ValueError as error:
-        print(f"note: not compared with the published report: {error}")
+        text = f"not compared with the published report: {error}"
+    write_atomic(folder / COMPARISON, text + "\n")
+    return text
 
 
 def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage], store: Store) -> int:

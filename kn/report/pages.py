@@ -170,8 +170,10 @@ def failed_page(log: str, records: list[dict], profile: str) -> str:
     return _page("failed.html", "What failed", profile, records, "failed.html", **data)
 
 
-def front_page(reports: dict[str, tuple[pandas.DataFrame, dict]], interface: str = "") -> str:
-    """The page above the profiles, {profile: (ledger, run.json)}, and a link to the pages of the interface."""
+def front_page(
+    reports: dict[str, tuple[pandas.DataFrame, dict]], interface: str = "", comparisons: dict[str, str] | None = None
+) -> str:
+    """The page above the profiles, {profile: (ledger, run.json)}; how each compares with the published one; the interface."""
     cards = []
     for name, (ledger, run) in reports.items():
         seeds, device = run.get("seeds", "?"), run.get("environment", {}).get("device", "")
@@ -179,7 +181,7 @@ def front_page(reports: dict[str, tuple[pandas.DataFrame, dict]], interface: str
         cards.append({"name": name, "run": f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {device}", "verdicts": verdicts})
     menu = [*((f"{name}/index.html", name) for name in reports), *[(interface, "Interface")] * bool(interface)]
     matrix = views.verdict_matrix({name: ledger for name, (ledger, _) in reports.items()})
-    return _page("front.html", "KnGPT2: does the paper hold?", "", [], "", menu=menu, cards=cards, matrix=matrix)
+    return _page("front.html", "KnGPT2: does the paper hold?", "", [], "", menu=menu, cards=cards, matrix=matrix, comparisons=comparisons or {})
 
 
 def failed_notebook_page(notebook: Any, failure: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kn.files import PROJECT_ROOT, write_atomic
-from kn.report.compare import read_run
+from kn.report.compare import COMPARISON, read_run
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -50,7 +50,7 @@ def publish(folder: Path, published: Path = PUBLISHED) -> Path:
         raise ValueError(f"{target} has {before} seeds, {folder} has {run['seeds']}: run it with --seeds {before} first")
     part = published / f".{run['profile']}.{os.getpid()}.part"
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(folder, part, ignore=shutil.ignore_patterns("*-failed.html", ".*"))
+    shutil.copytree(folder, part, ignore=shutil.ignore_patterns("*-failed.html", ".*", COMPARISON))
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     from kn.report.write import write_front

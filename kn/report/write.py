@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from kn.files import BENCHMARKS, PROJECT_ROOT, write_atomic
 from kn.report import beyond, claims, pages, plots, readings, table_registry
 from kn.report.averages import averages
+from kn.report.compare import COMPARISON
 from kn.report.formatting import anchor, file_stem
 from kn.report.orderings import trends
 from kn.suite.plan import BEYOND
@@ -142,7 +143,9 @@ def write_front(folder: str | os.PathLike) -> Path:
         if (ledger := _read_ledger(path)) is not None
     }
     interface = INTERFACE if (folder / INTERFACE).exists() else ""
-    return write_atomic(folder / "index.html", pages.front_page(reports, interface))
+    texts = {name: folder / name / COMPARISON for name in reports}
+    comparisons = {name: path.read_text(encoding="utf-8") for name, path in texts.items() if path.is_file()}
+    return write_atomic(folder / "index.html", pages.front_page(reports, interface, comparisons))
 
 
 def _read_ledger(path: Path) -> pandas.DataFrame | None:
