@@ -1,11 +1,12 @@
 """kn: Kronecker decomposition for GPT compression.
 
 `import kn` registers the compressed models with transformers' AutoModel, which takes as long as importing
-transformers. If KN_QUICK_IMPORT is set (the command line sets it: --help and the plan need no model), the
-first use does it.
+transformers. If KN_QUICK_IMPORT is set, or for `python -m kn` (--help and the plan need no model), the first
+use does it.
 """
 
 import os
+import sys
 import warnings
 from importlib import import_module
 
@@ -38,5 +39,5 @@ def __dir__():
     return [*globals(), *__all__]
 
 
-if not os.environ.get("KN_QUICK_IMPORT"):
+if not os.environ.get("KN_QUICK_IMPORT") and sys.argv[:1] != ["-m"]:  # "-m" until the module is found
     import_module("kn.models")

@@ -1,4 +1,7 @@
-"""Command line: python -m kn plan | run | doctor | mirror DIR | rebuild. `./run_all.sh` calls `run`; every refusal is one clear line and exit status 2."""
+"""Command line `python -m kn`, which ./run_all.sh calls; without a command word it is `run`.
+
+Exit status: 0 done, 1 a stage or notebook failed, 2 a mistake in the call or the environment, said in one line.
+"""
 
 from __future__ import annotations
 
@@ -9,179 +12,267 @@ import shutil
 import sys
 from pathlib import Path
 
-from kn.data import documentation as corpora
-from kn.data import glue_submission
 from kn.data.hub import SourceError
 from kn.files import PROJECT_ROOT
-from kn.report import notebooks
-from kn.suite import cost, devices, doctor, executors, launch, profiles
-from kn.suite import plan as kinds
-from kn.suite import run as stages
+from kn.suite import cost, devices, executors, launch, profiles, timing
+from kn.suite.plan import BEYOND, LEDGER, NOTEBOOKS, TABLES, plan_stages
+from kn.suite.planner import ROWS
+from kn.suite.run import report_folder
 from kn.suite.store import Store, StoreError
+
+FOLDER_VARIABLES = ("KN_HOME", "KN_REPORTS", "KN_MIRROR")
+FORMER_NAMES = {"rebuild": "pretrain-mini", "corpus": "export-corpus"}
+ERROR_STATUS: dict[type[BaseException], int] = {
+    launch.StageFailed: 1, ValueError: 2, StoreError: 2, SourceError: 2, cost.CostError: 2,
+    ModuleNotFoundError: 2, OSError: 2, KeyboardInterrupt: 130,
+}
+
+
+# ---------------------------------------------------------------- commands
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the missing stages, then the report; or print the plan."""
+    from kn.suite import doctor
+
+    profile = profiles.load(options.profile, tuple(options.set))
+    if options.glue_scores:
+        from kn.data import glue_submission
+
+        if profile.source != "mirror":
+            reason = f"{profile.name} scores its test sets itself"
+            raise ValueError(f"--glue-scores is for the paper profile: {reason}")
+        glue_submission.read_scores(options.glue_scores, ROWS)
+        os.environ["KN_GLUE_SCORES"] = str(options.glue_scores.absolute())
+    if hint := devices.keep_off_gpus(profile.device):
+        print(hint)
+    slurm = None if options.slurm is None else executors.slurm_options(options.slurm)
+    if slurm is not None and not shutil.which("sbatch"):
+        remedy = "run it on a login node, or leave --slurm out"
+        raise ValueError(f"--slurm needs Slurm's sbatch on this machine: {remedy}")
+    store, precision = Store(), devices.precision(profile.device)
+    stages, _ = plan_stages(profile, options.only, options.seeds, without_mirror=options.dry_run)
+    if options.dry_run:
+        speed = timing.measured_timing(profile, precision, store)
+        print(cost.describe_plan(stages, store, speed, options.jobs))
+        for kind, text in doctor.examine(profile.name):
+            if kind != "ok":
+                print(f"{kind}: {text}")
+        return 0
+    from kn.report import notebooks
+
+    store.open()
+    report_folder(profile.name).mkdir(parents=True, exist_ok=True)
+    if options.fresh:
+        store.forget(stages)
+    os.environ["KN_SET"] = "\n".join(options.set)
+    speed = timing.measured_timing(profile, precision, store)
+    print(cost.describe_plan(stages, store, speed, options.jobs), flush=True)
+    cost.check_disk_space(stages, store, speed)
+    status = 0
+    try:
+        executor = None if slurm is None else executors.Submitit(store.home, slurm)
+        launch.run(stages, store, options.jobs, executor=executor)
+    except launch.StageFailed as error:  # the report shows what there is
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    return max(status, notebooks.run_all(profile.name, options.only, options.seeds, stages, store))
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Print whatever would stop a run."""
+    from kn.suite import doctor
+
+    return doctor.main(profiles.load(options.profile).name)
+
+
+def fetch_mirror(options: argparse.Namespace) -> int:
+    """Fetch the hub's models and data into a folder."""
+    from kn.data import mirror
+
+    mirror.make(options.folder)
+    if options.wheels:
+        mirror.wheels(options.folder, PROJECT_ROOT / "requirements.txt")
+    return 0
+
+
+def export_corpus(options: argparse.Namespace) -> int:
+    """Write the documentation corpus to a file; ValueError for a path that cannot be one."""
+    from kn.data import documentation
+
+    file = options.file
+    if not str(file).isprintable() or file.is_dir() or not file.parent.is_dir():
+        raise ValueError(f"export-corpus {str(file)!r}: a file in an existing folder is needed")
+    text = profiles.load(options.profile, tuple(options.set)).text
+    packages, shares = {"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares}
+    documentation.write(documentation.build(packages, shares, jobs=devices.cores()), file)
+    return 0
+
+
+def pretrain_mini(options: argparse.Namespace) -> int:
+    """Train mini's committed teacher and baseline again; ValueError where --extra is no folder."""
+    from kn.suite.pretrain_mini import rebuild
+
+    if options.extra and not options.extra.is_dir():
+        raise ValueError(f"--extra {options.extra} is no folder: give one that holds unpacked packages")
+    return rebuild(Store().open(), options.extra)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print which cells of two reports agree."""
+    from kn.report.compare import compare_reports
+
+    print(compare_reports(options.report, options.reference))
+    return 0
+
+
+def publish(options: argparse.Namespace) -> int:
+    """Copy a finished report into reports/published."""
+    from kn.report.publish import publish as publish_report
+
+    print(publish_report(options.report))
+    return 0
+
+
+# ---------------------------------------------------------------- options
 
 
 def table_list(text: str) -> list[int | str]:
-    """ "4,5,beyond" → [4, 5, "beyond_alignment", "beyond_compression"]; ArgumentTypeError for anything else than tables 1 to 7, beyond and claims."""
-    found: set[int | str] = set()
+    """ "4,5,beyond" as a list of notebooks; ArgumentTypeError for anything else than 1 to 7, beyond, claims."""
+    tables: set[int | str] = set()
     for part in (part.strip() for part in text.split(",")):
-        if part in ("beyond", kinds.LEDGER, *kinds.BEYOND):
-            found.update(kinds.BEYOND if part == "beyond" else [part])
-        elif part.removeprefix("-").isdecimal() and part not in map(str, kinds.TABLES):
+        if part in ("beyond", LEDGER, *BEYOND):
+            tables.update(BEYOND if part == "beyond" else [part])
+        elif part in map(str, TABLES):
+            tables.add(int(part))
+        elif part.removeprefix("-").isdecimal():
             raise argparse.ArgumentTypeError(f"table {part} does not exist: allowed are 1 to 7, beyond, claims")
-        elif not part.isdecimal():
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of table numbers: allowed are 1 to 7, beyond and claims, as in --only 4,5,beyond")
         else:
-            found.add(int(part))
-    return sorted(found, key=kinds.NOTEBOOKS.index)
+            allowed = "allowed are 1 to 7, beyond and claims, as in --only 4,5,beyond"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of table numbers: {allowed}")
+    return sorted(tables, key=NOTEBOOKS.index)
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 to 999: of seeds or processes nobody wants more; ArgumentTypeError for anything else."""
+def count(text: str) -> int:
+    """An integer from 1 to 999, of seeds or processes; ArgumentTypeError for anything else."""
     if not re.fullmatch(r"0*[1-9]\d{0,2}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 1 and at most 999")
     return int(text)
 
 
-def plain(text: str) -> str:
-    """On one line, whatever a name or a value held: line breaks and what moves a terminal's cursor are spelt out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def setting(text: str) -> str:
+    """A `--set` override; the path of text.file is made absolute, since notebooks run in another folder."""
+    key, _, value = (part.strip() for part in text.partition("="))
+    return f"text.file={Path(value).absolute()}" if key == "text.file" and value else text
 
 
 class Parser(argparse.ArgumentParser):
-    """With errors of one line."""
+    """An argument parser with errors of one line."""
 
     def error(self, message):
         """Print the message on one line, exit with 2."""
-        super().error(plain(message))
+        super().error(one_line(message))
 
 
-def from_here(item: str) -> str:
-    """A `--set` whose file is named from the folder the command was given in: notebooks run in another."""
-    key, _, value = item.partition("=")
-    return f"text.file={Path(value.strip()).absolute()}" if key.strip() == "text.file" and value.strip() else item
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `run` and `plan`."""
+    add = parser.add_argument
+    add_profile(parser)
+    only = "tables to make (default: all seven); beyond: the two notebooks that go beyond the paper; claims: every "
+    only += "claim judged, and the effect of each reading of the paper"
+    add("--only", type=table_list, default=list(TABLES), metavar="4,5", help=only)
+    everything = "the seven tables, the notebooks beyond them, and the claims"
+    add("--all", dest="only", action="store_const", const=list(NOTEBOOKS), help=everything)
+    add("--seeds", type=count, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
+    jobs = "processes of one thread each (default: all processors); with several GPUs each takes one in turn"
+    add("--jobs", type=count, metavar="N", help=jobs)
+    keys = ", ".join(f"{key}=…" for key in executors.SLURM_OPTIONS)
+    add("--slurm", metavar="KEY=VALUE,…", help=f"run the stages as Slurm jobs: {keys}")
+    add("--dry-run", action="store_true", help="print the plan with its costs and stop")
+    add("--fresh", action="store_true", help="make the stages again, even where the store has them")
+    scores = "paper: a CSV (row, seed, task, score) of the GLUE server's scores, for Table 6"
+    add("--glue-scores", type=Path, metavar="FILE", help=scores)
 
 
-def timed(profile: profiles.Profile, store: Store) -> dict:
-    """What cost.timing measures, at the precision that the profile's stages will use."""
-    return cost.timing(profile, devices.precision(profile.device), store)
+def add_profile(parser: argparse.ArgumentParser, with_settings: bool = True) -> None:
+    """--profile, and --set."""
+    profile = "mini (default): documentation text, minutes on a CPU; midi: the same text, models trained within "
+    profile += "the run, for a GPU; paper: from a mirror of the hub; test: seconds"
+    parser.add_argument("--profile", default="mini", metavar="NAME", help=profile)
+    if with_settings:
+        text = "change one setting, for example pretrain.batch_size=8; may be given several times"
+        parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE", help=text)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of ./run_all.sh."""
-    top = Parser(prog="./run_all.sh", description="Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression' and writes reports/<profile>/.")
-    commands = (
-        "run (default); plan (same as --dry-run); doctor: find what would stop a run; mirror DIR: fetch the hub's models and data; "
-        "corpus FILE: write the documentation corpus, for a machine without the packages; rebuild mini's pretrained models"
-    )
-    profile = "mini (default): documentation text, minutes on a CPU; midi: the same text, models trained within the run, for a GPU; paper: from a mirror of the hub; test: seconds"
-    top.add_argument("command", nargs="?", default="run", choices=("run", "plan", "doctor", "mirror", "corpus", "rebuild"), help=commands)
-    top.add_argument("folder", nargs="?", type=Path, default=None, metavar="PATH", help="mirror, corpus: where to")
-    top.add_argument("--wheels", action="store_true", help="mirror: fetch the pinned packages too")
-    top.add_argument("--profile", default="mini", metavar="NAME", help=profile)
-    top.add_argument(
-        "--only",
-        type=table_list,
-        default=list(kinds.TABLES),
-        metavar="4,5",
-        help="tables to make (default: all seven); beyond: the two notebooks that go beyond the paper; claims: every claim judged, and what each reading of the paper changes",
-    )
-    top.add_argument("--all", dest="only", action="store_const", const=list(kinds.NOTEBOOKS), help="the seven tables, what goes beyond them, and the claims")
-    top.add_argument("--seeds", type=positive, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
-    top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, for example pretrain.batch_size=8; may be given several times")
-    top.add_argument("--jobs", type=positive, default=None, metavar="N", help="processes of one thread each (default: all processors); with several GPUs each takes one in turn")
-    top.add_argument("--slurm", default=None, metavar="KEY=VALUE,…", help="run the stages as Slurm jobs: partition=…, account=…, minutes=…, gpus=…, cpus=…, memory_gb=…, at_once=…")
-    top.add_argument("--dry-run", action="store_true", help="print the plan with its costs and stop")
-    top.add_argument("--fresh", action="store_true", help="make the asked-for stages again, even where the store has them")
-    top.add_argument("--glue-scores", type=Path, default=None, metavar="FILE", help="paper: a CSV (row, seed, task, score) of what the GLUE server gave, for Table 6")
-    top.add_argument("--extra", type=Path, default=None, metavar="DIR", help="rebuild: a folder of unpacked packages whose documentation joins the teacher's text")
-    return top
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line, with its function as `func`."""
+    title = "Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression' and writes reports/<profile>/."
+    top = Parser(prog="./run_all.sh", description=title)
+    add_run_options(top)  # for --help: the options of `run`, which needs no command word
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, func, text: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=text, description=text)
+        parser.set_defaults(func=func)
+        return parser
+
+    add_run_options(command("run", run, "make the report (default)"))
+    plan = command("plan", run, "print the plan with its costs (--dry-run)")
+    add_run_options(plan)
+    plan.set_defaults(dry_run=True)
+    doctor = command("doctor", run_doctor, "find whatever would stop a run")
+    add_profile(doctor, with_settings=False)
+    mirror = command("mirror", fetch_mirror, "fetch the hub's models and data, for the paper profile")
+    mirror.add_argument("folder", type=Path, metavar="DIR")
+    mirror.add_argument("--wheels", action="store_true", help="fetch the pinned packages too")
+    corpus = "write the documentation corpus, for a machine without the packages"
+    corpus_parser = command("export-corpus", export_corpus, corpus)
+    corpus_parser.add_argument("file", type=Path, metavar="FILE")
+    add_profile(corpus_parser)
+    pretrain = command("pretrain-mini", pretrain_mini, "train mini's committed models again")
+    extra = "a folder of unpacked packages whose documentation joins the teacher's text"
+    pretrain.add_argument("--extra", type=Path, metavar="DIR", help=extra)
+    comparison = command("compare", compare, "compare two reports cell by cell")
+    comparison.add_argument("report", type=Path)
+    comparison.add_argument("reference", type=Path)
+    publication = command("publish", publish, "make a finished report the committed one")
+    publication.add_argument("report", type=Path)
+
+    first = FORMER_NAMES.get(arguments[0], arguments[0]) if arguments else "run"
+    if first in commands.choices or first in ("-h", "--help"):
+        return top.parse_args([first, *arguments[1:]])
+    return top.parse_args(["run", *arguments])
+
+
+# ---------------------------------------------------------------- errors
+
+
+def one_line(text: str) -> str:
+    """Text on one line, with line breaks and other control characters as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def describe_error(error: BaseException) -> str:
+    """The line for an error of ERROR_STATUS."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; finished stages are kept: run the same command again to go on"
+    if isinstance(error, OSError) and not isinstance(error, ValueError):
+        reason = f"{error.filename or 'a file'} could not be written or read ({error.strerror or error})"
+        return f"error: {reason}: free some space, or choose other folders with KN_HOME=… and KN_REPORTS=…"
+    return f"error: {error}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command line; exit status: 0 done, 1 a stage or notebook failed, 2 something is wrong with what was asked for."""
-    options = parser().parse_args(arguments)
-    for name in ("KN_HOME", "KN_REPORTS", "KN_MIRROR"):  # workers and notebooks run in other folders
+    """Run one command line; returns its exit status."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    for name in FOLDER_VARIABLES:  # workers and notebooks run in other folders
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).absolute())
-    options.set = [from_here(item) for item in options.set]
     try:
-        for option, command in (("wheels", "mirror"), ("extra", "rebuild")):
-            if getattr(options, option) and options.command != command:
-                raise ValueError(f"--{option} goes with `{command}` only, not with `{options.command}`")
-        if options.command == "rebuild":
-            from kn.suite.pretrain_mini import rebuild
-
-            if options.extra and not options.extra.is_dir():
-                raise ValueError(f"--extra {options.extra} is no folder: give one that holds unpacked packages")
-            return rebuild(Store().open(), options.extra)
-        if options.command == "mirror":
-            from kn.data import mirror
-
-            if options.folder is None:
-                raise ValueError("mirror needs a folder: python -m kn mirror DIR")
-            mirror.make(options.folder)
-            if options.wheels:
-                mirror.wheels(options.folder, PROJECT_ROOT / "requirements.txt")
-            return 0
-        if options.command == "corpus":
-            if options.folder is None:
-                raise ValueError("corpus needs a file: python -m kn corpus FILE")
-            if not str(options.folder).isprintable() or options.folder.is_dir() or not options.folder.parent.is_dir():
-                raise ValueError(f"corpus {str(options.folder)!r}: a file in a folder that exists wanted: python -m kn corpus FILE")
-            text = profiles.load(options.profile, tuple(options.set)).text
-            corpora.write(corpora.build({"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares}, jobs=devices.cores()), options.folder)
-            return 0
-        if options.folder is not None:
-            raise ValueError(f"{str(options.folder)!r} is not understood: a path goes with `mirror` and `corpus` only")
-        if options.command == "doctor":
-            return doctor.main(profiles.load(options.profile).name)
-        profile = profiles.load(options.profile, tuple(options.set))
-        if options.glue_scores:
-            if profile.source != "mirror":
-                raise ValueError(f"--glue-scores is for the paper profile: {profile.name} scores its test sets itself")
-            glue_submission.read_scores(options.glue_scores, kinds.ROWS)
-            os.environ["KN_GLUE_SCORES"] = str(options.glue_scores.absolute())
-        if hint := devices.keep_off_gpus(profile.device):
-            print(hint)
-        slurm = None if options.slurm is None else executors.slurm_options(options.slurm)
-        if slurm is not None and not shutil.which("sbatch"):
-            raise ValueError("--slurm needs Slurm's sbatch on this machine: run it on a login node, or leave --slurm out")
-        dry, store = options.dry_run or options.command == "plan", Store()
-        plan, _ = stages.plan_stages(profile, options.only, options.seeds, without_mirror=dry)
-        if dry:
-            print(launch.describe(plan, store, timed(profile, store), options.jobs))
-            for kind, said in doctor.examine(profile.name):
-                if kind != "ok":
-                    print(f"{kind}: {said}")
-            return 0
-        store.open()
-        stages.report_folder(profile.name).mkdir(parents=True, exist_ok=True)
-        if options.fresh:
-            store.forget(plan)
-        os.environ["KN_SET"] = "\n".join(options.set)
-        measured = timed(profile, store)
-        print(launch.describe(plan, store, measured, options.jobs), flush=True)
-        cost.check_disk_space(plan, store, measured)
-        status = 0
-        try:
-            launch.run(plan, store, options.jobs, executor=None if slurm is None else executors.Submitit(store.home, slurm))
-        except launch.StageFailed as error:
-            print(f"error: {error}", file=sys.stderr)
-            status = 1
-        return max(status, notebooks.run_all(profile.name, options.only, options.seeds, plan, store))
-    except (ValueError, StoreError, SourceError, cost.CostError, ModuleNotFoundError) as error:
-        print(f"error: {plain(str(error))}", file=sys.stderr)
-        return 2
-    except launch.StageFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where = plain(str(error.filename or "a file"))
-        print(f"error: {where} could not be written or read ({error.strerror or error}): free some space, or choose other folders with KN_HOME=… and KN_REPORTS=…", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; finished stages are kept: run the same command again to go on", file=sys.stderr)
-        return 130
+        return options.func(options)
+    except tuple(ERROR_STATUS) as error:
+        print(one_line(describe_error(error)), file=sys.stderr)
+        return next(status for kind, status in ERROR_STATUS.items() if isinstance(error, kind))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Here:
         """(stage, whether it ran or its error)."""
         _, item = running.popitem()
         try:
-            return [(item, executors.work(item.to_json(), self.home))]
+            return [(item, executors.run_stage(item.to_json(), self.home))]
         except Exception as error:
             return [(item, error)]
 

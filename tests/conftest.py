@@ -46,11 +46,12 @@ TIMED = {
 
 def known_speed(home, profile):
     """Put a timing run's answer into the store, where a test is not about it: at the paper's size it takes a minute."""
-    from kn.suite import cost, devices
+    from kn.suite import devices, timing
     from kn.suite.store import Store
 
     store = Store(home / "store").open()
-    cost.kept(cost.asked(profile, devices.precision(profile.device)), store).write_text(json.dumps(TIMED))
+    request = timing.timing_request(profile, devices.precision(profile.device))
+    timing.timing_file(request, store).write_text(json.dumps(TIMED))
 
 
 BESIDE = []  # the process that begins mini's stages

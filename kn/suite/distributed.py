@@ -1,6 +1,6 @@
-"""One stage by several processes: torchrun starts them, each runs the stage's work, the first one's files and metrics count.
+"""One stage by several processes under torchrun; the files and metrics of rank 0 count.
 
-Transformers' Trainer sees torchrun's variables and splits each batch among the processes (DistributedDataParallel).
+Transformers' Trainer reads torchrun's variables and splits each batch among the processes.
 """
 
 from __future__ import annotations
@@ -16,38 +16,42 @@ from pathlib import Path
 from kn.files import PROJECT_ROOT
 from kn.suite.store import Stage, Store
 
-PINNED = "KN_WORKER_GPU"  # set where a worker was given one of several GPUs: the processes of one training need them all
-KINDS = ("pretrain", "finetune_lm")  # a fine-tuning on GLUE is small: many of them run side by side instead
+WORKER_GPU = "KN_WORKER_GPU"  # set where a worker was given one of several GPUs: torchrun needs them all
+KINDS = ("pretrain", "finetune_lm")  # fine-tunings on GLUE are small: many run side by side instead
 
 
-def wanted(stage: Stage) -> int:
-    """How many processes the stage's resources ask for."""
+def process_count(stage: Stage) -> int:
+    """Processes of the stage's training, as hardware.processes asks for."""
     return int(json.loads(stage.resources).get("processes", 1)) if stage.kind in KINDS else 1
 
 
-def error_in(text: str) -> str:
+def error_line(text: str) -> str:
     """The line of a traceback that names the error, or the end of the text."""
-    errors = re.findall(r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w+(?:Error|Exception|Interrupt): .+)$", text, re.MULTILINE)
+    pattern = r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w+(?:Error|Exception|Interrupt): .+)$"
+    errors = re.findall(pattern, text, re.MULTILINE)
     return errors[0] if errors else text.strip()[-300:]
 
 
-def work(stage: Stage, folder: Path, store: Store) -> dict:
-    """The stage's work under torchrun; RuntimeError with the last line of its output where a process failed."""
-    (folder / "stage.json").write_text(stage.to_json())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={wanted(stage)}", "-m", "kn.suite.distributed", str(folder), str(store.home)]
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH")))), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    if variables.pop(PINNED, ""):
+def run_torchrun(stage: Stage, folder: Path, store: Store) -> dict:
+    """The metrics of a stage whose work torchrun does; RuntimeError with the error of a failed process."""
+    description, metrics = folder / "stage.json", folder / "metrics.json"
+    description.write_text(stage.to_json())
+    count = process_count(stage)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command += ["-m", "kn.suite.distributed", str(folder), str(store.home)]
+    paths = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
+    variables = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": paths}
+    if variables.pop(WORKER_GPU, ""):
         del variables["CUDA_VISIBLE_DEVICES"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"one of {wanted(stage)} processes failed: {error_in(done.stderr)}")
-    (folder / "stage.json").unlink()
-    metrics = folder / "metrics.json"
+        raise RuntimeError(f"one of {count} processes failed: {error_line(done.stderr)}")
+    description.unlink()
     return json.loads(metrics.read_text())
 
 
 def main(folder: Path, home: Path) -> None:
-    """One of the processes."""
+    """The work of one rank."""
     import torch
 
     from kn.suite.work import WORK

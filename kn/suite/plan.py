@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from kn.data import glue
 from kn.suite.planner import COMPRESSION_GRID, OBJECTIVES, ROWS, STARTS, TASKS, StagePlanner, glue_row
 from kn.suite.readings import SWITCHES, switched_stages
 from kn.suite.settings import Profile
@@ -41,13 +42,15 @@ def table_stages(
             return [p.shapes, p.teacher, p.pretrained("baseline"), p.decompose, *students, p.corpus]
         case 4:
             students = [p.pretrain("web", "lm_kd", seed) for seed in seeds]
-            models = ("teacher", "baseline", "student")
-            finetuned = [p.finetune_lm(model, seed) for seed in seeds for model in models]
+            names = ("teacher", "baseline", "student")
+            finetuned = [p.finetune_lm(name, seed) for seed in seeds for name in names]
             return [p.teacher, p.pretrained("baseline"), *students, *finetuned]
         case 5 | 6:
             finetuned = [p.finetune_glue(row, t, seed) for seed in seeds for row in ROWS for t in tasks]
             scores = [p.score(row, tasks, seed) for seed in seeds for row in ROWS] if table == 6 else []
-            return [p.glue_tasks, *finetuned, *p.shortcut_checks(tasks), *scores]
+            checks = [p.shortcut_check(task, check) for task in tasks for check in p.profile.checks
+                      if check == "random" or len(glue.TASKS[task].texts) == 2]
+            return [p.glue_tasks, *finetuned, *checks, *scores]
         case 7:
             pretrained = [p.pretrain("wiki", name, seed) for seed in seeds for name in OBJECTIVES]
             arms = ("none", *OBJECTIVES) if "mnli" in tasks else ()

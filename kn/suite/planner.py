@@ -10,9 +10,10 @@ import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kn.data import glue
+from kn.data.hub import SourceError, digest, mirror_folder
 from kn.files import ASSETS
 from kn.suite.devices import precision
 from kn.suite.input_digests import asset_digest, corpus_file_digest, package_versions
@@ -36,37 +37,41 @@ COMPRESSION_GRID: list[tuple[str, dict[str, Any]]] = [
     *(("svd", {"layers": layers, "factor": factor}) for layers in ("odd", "all") for factor in (2, 4)),
     ("svd", {"layers": "odd", "factor": 4, "rank": 2}),
     ("svd", {"layers": "odd", "factor": 2, "head": "tied"}),
-    *(
-        (method, {"layers": layers, "factor": factor})
-        for method in ("narrow", "lowrank")
-        for layers, factor in (("odd", 2), ("all", 2), ("all", 4))
-    ),
+    *((method, {"layers": layers, "factor": factor}) for method in ("narrow", "lowrank")
+      for layers, factor in (("odd", 2), ("all", 2), ("all", 4))),
 ]
 STEP_FLOPS = {"lm": 2.7, "lm_ilkd": 4.2, "glue": 3.0, "glue_ilkd": 4.5}  # over the teacher's forward pass
-TOKEN_ESTIMATES = {  # of the light pre-training (10 % of OpenWebText's 9 billion), the wiki corpus, a GLUE row
+TOKEN_ESTIMATES = {  # light pre-training (10 % of OpenWebText's 9 billion), wiki corpus, one GLUE row
     "documentation": {"sample": 119_000, "wiki": 610_000, "row": 21},
     "mirror": {"sample": 900_000_000, "wiki": 118_000_000, "row": 45},
 }
 
 
+class Amount(NamedTuple):
+    """Estimated cost of a stage: FLOPs, and the steps and tokens of its training."""
+
+    flops: float
+    steps: int = 0
+    tokens: float = 0.0
+
+
 def glue_row(start: str, share: float) -> str:
-    """The GLUE row of a model of beyond_alignment, as "aligned@0.1"; Table 5's KnGPT2 is svd at 1."""
+    """GLUE row of a model of beyond_alignment, as "aligned@0.1"; ("svd", 1) is Table 5's KnGPT2."""
     return "student" if (start, share) == ("svd", 1) else f"{start}@{share:g}"
 
 
 def make_stage(
     kind: str,
-    settings: dict,
-    inputs: tuple[Stage, ...] = (),
-    flops: float = 0.0,
+    fields: dict[str, Any],
+    settings: dict[str, Any],
+    inputs: tuple[Stage, ...],
+    amount: Amount,
     version: int = 1,
     resources: dict | None = None,
-    steps: int = 0,
-    tokens: float = 0.0,
-    **fields,
 ) -> Stage:
-    """A Stage with its settings and resources as canonical JSON; steps and tokens are those of its training."""
+    """A Stage with its settings and resources as canonical JSON."""
     canonical, hardware = json.dumps(settings, sort_keys=True), json.dumps(resources or {})
+    flops, steps, tokens = amount
     return Stage(kind, tuple(fields.items()), canonical, inputs, version, flops, hardware, steps, tokens)
 
 
@@ -86,16 +91,17 @@ class StagePlanner:
 
     def training_settings(self, training: Training, method: str = "ilkd", /, **more) -> dict:
         """Hyper-parameters, the readings that the method depends on, and precision of a training."""
-        readings = {name: getattr(self.profile.readings, name) for name in METHOD_READINGS[method]}
-        readings = asdict(Readings(**readings))
-        return {"training": asdict(training), "readings": readings, "precision": self.precision, **more}
+        readings = Readings(**{key: getattr(self.profile.readings, key) for key in METHOD_READINGS[method]})
+        settings = {"training": asdict(training), "readings": asdict(readings), "precision": self.precision}
+        return {**settings, **more}
 
     def glue_settings(self, method: str, **more) -> dict:
         """Settings of a fine-tuning on GLUE by "none", "vanilla" or "ilkd"."""
         p = self.profile
-        tokenizer = {"mirror": "gpt2"} if self.from_mirror else {"assets": p.assets}
-        more = {"method": method, "max_length": p.glue.max_length, **tokenizer, **more}
-        return self.training_settings(p.finetune_glue, method, **more)
+        more |= {"mirror": "gpt2"} if self.from_mirror else {"assets": p.assets}
+        return self.training_settings(
+            p.finetune_glue, method, method=method, max_length=p.glue.max_length, **more
+        )
 
     def calibration_settings(self) -> dict:
         """Settings of a stage that reads calibration text."""
@@ -103,8 +109,6 @@ class StagePlanner:
 
     def mirror_settings(self, *items: str) -> dict:
         """Settings of a stage that reads these items of the mirror; SourceError where one is missing."""
-        from kn.data.hub import SourceError, digest, mirror_folder
-
         try:
             return {"mirror": digest(mirror_folder(), items)}
         except SourceError:
@@ -112,39 +116,43 @@ class StagePlanner:
                 return {"mirror": {}}
             raise
 
-    def lm_amount(self, training: Training, corpus: str, share: float = 1) -> dict:
-        """Steps and tokens of a language-model training on a share of "sample" or "wiki"."""
-        batch = training.batch_size * self.profile.model.context
-        tokens = training.max_steps * batch or training.epochs * self.token_estimates[corpus]
-        return {"steps": math.ceil(share * math.ceil(tokens / batch)), "tokens": share * tokens}
-
-    def glue_amount(self, task: str, step_flops: float) -> dict:
-        """FLOPs, steps and tokens of one fine-tuning and its predictions."""
-        training, (train, dev, test) = self.profile.finetune_glue, self.profile.glue.sizes[task]
-        rows = training.max_steps * training.batch_size or training.epochs * train
-        row = self.token_estimates["row"]
-        flops = self.forward_flops["glue"] * row * (step_flops * rows + dev + test) + 3e10
-        return {"flops": flops, "steps": math.ceil(rows / training.batch_size), "tokens": rows * row}
-
     def light_pretraining(self, start: str, share: float) -> Training:
         """Table 3's training at the learning rate of a start (or a low-rank or narrow model) and share."""
         p = self.profile
-        rate = p.beyond.svd_rate if share < 1 else p.pretrain.learning_rate
-        return replace(p.pretrain, learning_rate=rate if start == "svd" else p.beyond.learning_rate)
+        svd_rate = p.beyond.svd_rate if share < 1 else p.pretrain.learning_rate
+        return replace(p.pretrain, learning_rate=svd_rate if start == "svd" else p.beyond.learning_rate)
+
+    def lm_amount(
+        self, training: Training, corpus: str, step_flops: float, evaluation: float = 0.0, share: float = 1
+    ) -> Amount:
+        """Cost of a training on a share of "sample" or "wiki"; step_flops: per FLOP of the forward pass."""
+        batch = training.batch_size * self.profile.model.context
+        tokens = training.max_steps * batch or training.epochs * self.token_estimates[corpus]
+        flops = self.forward_flops["lm"] * step_flops * share * tokens + evaluation
+        return Amount(flops, math.ceil(share * math.ceil(tokens / batch)), share * tokens)
+
+    def glue_amount(self, task: str, step_flops: float) -> Amount:
+        """Cost of one fine-tuning and its predictions; step_flops: per FLOP of the teacher's forward."""
+        training, (train, dev, test) = self.profile.finetune_glue, self.profile.glue.sizes[task]
+        rows = training.max_steps * training.batch_size or training.epochs * train
+        row = self.token_estimates["row"]  # tokens
+        flops = self.forward_flops["glue"] * row * (step_flops * rows + dev + test) + 3e10
+        return Amount(flops, math.ceil(rows / training.batch_size), rows * row)
 
     # ------------------------------------------------------------ text, tasks and pretrained models
 
     @functools.cached_property
     def corpus(self) -> Stage:
         """Token rows of the mirror's text, or of documentation."""
-        text, context, assets = self.profile.text, self.profile.model.context, self.profile.assets
+        text, assets = self.profile.text, self.profile.assets
+        settings: dict[str, Any] = {"text": asdict(text), "context": self.profile.model.context}
         if self.from_mirror:
             names = ("sample", "sample_seed", "web_shares", "limit")
-            settings = {"text": {name: getattr(text, name) for name in names}, "context": context}
+            settings["text"] = {name: settings["text"][name] for name in names}
             settings |= self.mirror_settings("gpt2", "wikitext", "openwebtext")
             tokens = self.token_estimates["sample"] + self.token_estimates["wiki"]
-            return make_stage("corpus", settings, tokens=tokens)
-        settings = {"text": asdict(text), "context": context, "assets": assets}
+            return make_stage("corpus", {}, settings, (), Amount(0.0, tokens=tokens))
+        settings["assets"] = assets
         if assets:
             asset_digest(ASSETS / assets / "tokenizer")
         else:
@@ -152,10 +160,10 @@ class StagePlanner:
         if text.file:
             settings["text"]["file"] = corpus_file_digest(text.file)
             resources = {"file": str(Path(text.file).absolute())}
-            return make_stage("corpus", settings, flops=5e11, resources=resources)
+            return make_stage("corpus", {}, settings, (), Amount(5e11), resources=resources)
         del settings["text"]["file"]
         settings["pins"] = package_versions(text.web + text.wiki)
-        return make_stage("corpus", settings, flops=2.1e12)
+        return make_stage("corpus", {}, settings, (), Amount(2.1e12))
 
     @functools.cached_property
     def glue_tasks(self) -> Stage:
@@ -163,15 +171,15 @@ class StagePlanner:
         p = self.profile.glue
         if self.from_mirror:
             settings = {"tasks": list(p.sizes), "limit": p.limit, **self.mirror_settings("glue")}
-            return make_stage("glue", settings, flops=1e13)
+            return make_stage("glue", {}, settings, (), Amount(1e13))
         settings = {"sizes": p.sizes, "seed": p.seed}
-        return make_stage("twins", settings, (self.corpus,), flops=2.7e11, version=3)
+        return make_stage("twins", {}, settings, (self.corpus,), Amount(2.7e11), version=3)
 
     @functools.cached_property
     def shapes(self) -> Stage:
         """Table 1's shapes and parameter counts, of models built at mini's and at the paper's size."""
         settings = {"model": asdict(self.profile.model), "compression": asdict(self.profile.compression)}
-        return make_stage("shapes", settings, flops=3e10)
+        return make_stage("shapes", {}, settings, (), Amount(3e10))
 
     @functools.cached_property
     def teacher(self) -> Stage:
@@ -180,20 +188,22 @@ class StagePlanner:
 
     def pretrained(self, model: str) -> Stage:
         """The "teacher" or the "baseline": from the mirror, committed, or trained within the run."""
-        p, settings = self.profile, {"precision": self.precision}
+        p = self.profile
+        settings: dict[str, Any] = {"precision": self.precision}
+        inputs: tuple[Stage, ...] = (self.corpus,)
         if self.from_mirror:
             name = {"teacher": "gpt2", "baseline": "distilgpt2"}[model]
             settings |= {"name": name, **self.mirror_settings(name)}
-            return make_stage("pretrained", settings, (self.corpus,), flops=1e14, model=model)
+            return make_stage("pretrained", {"model": model}, settings, inputs, Amount(1e14))
         if p.assets:
             settings |= {"assets": p.assets, "digest": asset_digest(ASSETS / p.assets / model)}
-            return make_stage("pretrained", settings, (self.corpus,), flops=5e11, model=model)
+            return make_stage("pretrained", {"model": model}, settings, inputs, Amount(5e11))
         recipe = replace(p.teacher if model == "teacher" else p.baseline, precision=self.precision)
-        inputs = (self.corpus,) if model == "teacher" else (self.corpus, self.teacher)
-        amount = {"steps": recipe.steps, "tokens": recipe.steps * recipe.batch * p.model.context}
-        amount["flops"] = STEP_FLOPS["lm"] * self.forward_flops["lm"] * amount["tokens"]
+        inputs += () if model == "teacher" else (self.teacher,)
+        tokens = recipe.steps * recipe.batch * p.model.context
+        amount = Amount(STEP_FLOPS["lm"] * self.forward_flops["lm"] * tokens, recipe.steps, tokens)
         settings |= {"recipe": asdict(recipe), "model": asdict(p.model)}
-        return make_stage("pretrained", settings, inputs, **amount, model=model)
+        return make_stage("pretrained", {"model": model}, settings, inputs, amount)
 
     # ------------------------------------------------------------ compressed models, light pre-training
 
@@ -201,18 +211,17 @@ class StagePlanner:
     def decompose(self) -> Stage:
         """The SVD start: nearest Kronecker products of the teacher's matrices (eq. 1)."""
         settings = {"compression": asdict(self.profile.compression), "precision": self.precision}
-        return make_stage("decompose", settings, (self.teacher, self.corpus), flops=9e11, version=2)
+        return make_stage("decompose", {}, settings, (self.teacher, self.corpus), Amount(9e11), version=2)
 
     def pretrain(self, on: str, objective: str, seed: int) -> Stage:
         """Light pre-training of the SVD start on "web" (Table 3) or "wiki" (Table 7); see OBJECTIVES."""
         training = self.profile.pretrain if on == "web" else self.profile.ablation
-        amount, distils = self.lm_amount(training, "sample" if on == "web" else "wiki"), objective != "lm"
-        step_flops = STEP_FLOPS["lm_ilkd" if distils else "lm"]
-        flops = self.forward_flops["lm"] * step_flops * amount["tokens"] + 1e11
+        distils, corpus = objective != "lm", "sample" if on == "web" else "wiki"
         inputs = (self.corpus, self.decompose, *((self.teacher,) if distils else ()))
-        settings, fields = self.training_settings(training, "ilkd" if distils else "none"), {"on": on}
-        fields |= {"objective": objective, "seed": seed}
-        return make_stage("pretrain", settings, inputs, flops, resources=self.resources, **amount, **fields)
+        amount = self.lm_amount(training, corpus, STEP_FLOPS["lm_ilkd" if distils else "lm"], 1e11)
+        settings = self.training_settings(training, "ilkd" if distils else "none")
+        fields = {"on": on, "objective": objective, "seed": seed}
+        return make_stage("pretrain", fields, settings, inputs, amount, resources=self.resources)
 
     def aligned(self, seed: int) -> Stage:
         """The aligned start of beyond_alignment, and the teacher in its basis."""
@@ -220,7 +229,7 @@ class StagePlanner:
         compression = {**asdict(p.compression), "init": "aligned"}
         settings = {"compression": compression, **self.calibration_settings()}
         flops = 30 * self.forward_flops["lm"] * p.beyond.calibration * p.model.context + 3e11
-        return make_stage("aligned", settings, (self.teacher, self.corpus), flops, seed=seed)
+        return make_stage("aligned", {"seed": seed}, settings, (self.teacher, self.corpus), Amount(flops))
 
     def light_pretrained(self, start: str, share: float, seed: int) -> Stage:
         """The model of beyond_alignment after a share of the light pre-training; share 0 is the start."""
@@ -229,12 +238,11 @@ class StagePlanner:
         if start == "svd" and share == 1:
             return self.pretrain("web", "lm_kd", seed)
         training = self.light_pretraining(start, share)
-        amount = self.lm_amount(training, "sample", share)
-        flops = self.forward_flops["lm"] * STEP_FLOPS["lm_ilkd"] * amount["tokens"] + 1e11
+        amount = self.lm_amount(training, "sample", STEP_FLOPS["lm_ilkd"], 1e11, share)
         inputs = (self.corpus, self.light_pretrained(start, 0, seed), self.teacher)
         settings = self.training_settings(training)
         fields = {"start": start, "share": share, "seed": seed}
-        return make_stage("heal", settings, inputs, flops, resources=self.resources, **amount, **fields)
+        return make_stage("heal", fields, settings, inputs, amount, resources=self.resources)
 
     def compressed(self, method: str, spec: dict, seed: int) -> Stage:
         """One model of beyond_compression, evaluated before and after a short pre-training.
@@ -245,23 +253,20 @@ class StagePlanner:
         training = self.light_pretraining(method, share)
         compression = {**usual, "embedding_factor": 2, **spec}
         is_profiles_own = compression == {**usual, "embedding_factor": usual["factor"]}
-        inputs = (self.corpus, self.teacher)
+        inputs: tuple[Stage, ...] = (self.corpus, self.teacher)
+        calibration = p.beyond.calibration * p.model.context if method in ("aligned", "lowrank") else 0
+        evaluation = 5 * self.forward_flops["lm"] * calibration + 2e11
+        amount = self.lm_amount(training, "sample", STEP_FLOPS["lm_ilkd"], evaluation, share)
         if is_profiles_own and method in STARTS:
             inputs += (self.light_pretrained(method, 0, seed), self.light_pretrained(method, share, seed))
-            amount = {"flops": 1e9}
-        else:
-            if method == "narrow":
-                start = self.aligned(seed) if is_profiles_own else self.compressed("aligned", spec, seed)
-                inputs += (start,)
-            amount = self.lm_amount(training, "sample", share)
-            calibration = p.beyond.calibration * p.model.context if method in ("aligned", "lowrank") else 0
-            step_flops = STEP_FLOPS["lm_ilkd"] * amount["tokens"] + 5 * calibration
-            amount["flops"] = self.forward_flops["lm"] * step_flops + 2e11
+            amount = Amount(1e9)
+        elif method == "narrow":
+            inputs += (self.aligned(seed) if is_profiles_own else self.compressed("aligned", spec, seed),)
         keep_model = method == "aligned" and ("narrow", spec) in COMPRESSION_GRID and not is_profiles_own
-        more = {"compression": compression, "share": share, "keep_model": keep_model}
-        settings = self.training_settings(training, **more, **self.calibration_settings())
+        settings = self.training_settings(training) | self.calibration_settings()
+        settings |= {"compression": compression, "share": share, "keep_model": keep_model}
         fields = {"method": method, "spec": "-".join(f"{k}_{v}" for k, v in spec.items()), "seed": seed}
-        return make_stage("compressed", settings, inputs, resources=self.resources, **amount, **fields)
+        return make_stage("compressed", fields, settings, inputs, amount, resources=self.resources)
 
     # ------------------------------------------------------------ fine-tuning
 
@@ -279,38 +284,30 @@ class StagePlanner:
         """Table 4: the teacher, baseline or student fine-tuned on WikiText-103 or its stand-in."""
         training, ilkd = self.profile.finetune_lm, model == "student" and self.profile.readings.table4_ilkd
         inputs = (self.corpus, self.initial_model(model, seed), *((self.teacher,) if ilkd else ()))
-        amount = self.lm_amount(training, "wiki")
-        step_flops = {"teacher": 3, "baseline": 2, "student": 2.7}[model]
-        amount |= {"flops": self.forward_flops["lm"] * step_flops * amount["tokens"]}
+        amount = self.lm_amount(training, "wiki", {"teacher": 3, "baseline": 2, "student": 2.7}[model])
         settings = self.training_settings(training, "ilkd" if ilkd else "none", ilkd=ilkd)
         fields = {"model": model, "seed": seed}
-        return make_stage("finetune_lm", settings, inputs, resources=self.resources, **amount, **fields)
+        return make_stage("finetune_lm", fields, settings, inputs, amount, resources=self.resources)
 
     def finetune_glue(self, row: str, task: str, seed: int) -> Stage:
         """One task of a row of Tables 5 and 6, of an arm of Table 7, or of a model of beyond_alignment."""
         ablation_ilkd = row.startswith("ablation") and self.profile.readings.table7_ilkd
         method = "ilkd" if ablation_ilkd else GLUE_METHODS.get(row, "none")
-        inputs = (self.glue_tasks, self.initial_model(row, seed))
-        if method != "none":
-            inputs += (self.finetune_glue("teacher", task, seed),)
+        guide = () if method == "none" else (self.finetune_glue("teacher", task, seed),)
+        inputs = (self.glue_tasks, self.initial_model(row, seed), *guide)
         step_flops = STEP_FLOPS["glue_ilkd" if method == "ilkd" else "glue"]
         amount = self.glue_amount(task, step_flops * (0.6 if row.startswith("baseline") else 1.0))
-        settings, fields = self.glue_settings(method, keep_model=row == "teacher"), {"row": row, "task": task}
-        fields["seed"] = seed
-        return make_stage("finetune_glue", settings, inputs, resources=self.resources, **amount, **fields)
+        settings = self.glue_settings(method, keep_model=row == "teacher")
+        fields = {"row": row, "task": task, "seed": seed}
+        return make_stage("finetune_glue", fields, settings, inputs, amount, resources=self.resources)
 
-    def shortcut_checks(self, tasks: tuple[str, ...]) -> list[Stage]:
-        """Teachers with random weights, or that see one sentence of two: how far a task can be guessed."""
-        inputs, settings = (self.glue_tasks, self.teacher), self.glue_settings("none")
-        pairs = [(task, check) for task in tasks for check in self.profile.checks]
-        stages = []
-        for task, check in pairs:
-            if check == "random" or len(glue.TASKS[task].texts) == 2:
-                amount, fields = self.glue_amount(task, STEP_FLOPS["glue"]), {"task": task, "check": check}
-                stages.append(make_stage("twin_check", settings, inputs, **amount, **fields, seed=0))
-        return stages
+    def shortcut_check(self, task: str, check: str) -> Stage:
+        """A teacher with random weights, or that sees one sentence of two: how far a task can be guessed."""
+        settings, amount = self.glue_settings("none"), self.glue_amount(task, STEP_FLOPS["glue"])
+        fields = {"task": task, "check": check, "seed": 0}
+        return make_stage("twin_check", fields, settings, (self.glue_tasks, self.teacher), amount)
 
     def score(self, row: str, tasks: tuple[str, ...], seed: int) -> Stage:
         """Table 6: the submission files of a row, and their scores where test labels are known."""
         inputs = (self.glue_tasks, *(self.finetune_glue(row, task, seed) for task in tasks))
-        return make_stage("score", {}, inputs, flops=1e9, row=row, seed=seed)
+        return make_stage("score", {"row": row, "seed": seed}, {}, inputs, Amount(1e9))

@@ -113,7 +113,10 @@ def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
             raise ValueError(f"--set {key}: {reason}")
         if key not in keys(profile):
             near = difflib.get_close_matches(key, keys(profile), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"allowed are {', '.join(keys(profile))}"
+            group = key.partition(".")[0] + "."
+            allowed = [k for k in keys(profile) if k.startswith(group)]
+            allowed = allowed or list(dict.fromkeys(k.partition(".")[0] + ".…" for k in keys(profile)))
+            hint = f"did you mean {' or '.join(near)}?" if near else f"allowed are {', '.join(allowed)}"
             raise ValueError(f"--set key {key!r} is unknown: {hint}")
         profile = _override(profile, key, value)
     check_consistency(profile)

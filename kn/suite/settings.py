@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from kn.data import glue
+from kn.suite.devices import Precision
 
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 BatchSize = Annotated[int, Field(ge=1, le=2**20)]  # larger sizes than any machine holds are typing errors
@@ -175,7 +176,7 @@ class Recipe:
     seed: Count = 0
     kd_weight: Fraction = Field(default=0.5, description="of the logit KD from the teacher (baseline)")
     temperature: Temperature = 2.0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import TIMED
 
-from kn.suite import cost, launch, profiles
+from kn.suite import cost, profiles, timing
 from kn.suite import run as stages
 from kn.suite.store import Store
 
@@ -25,29 +25,29 @@ def test_paper_steps_are_table_2_s():
 
 
 def test_each_stage_is_costed_by_what_it_is_most_like():
-    assert cost.kind_of(pick("pretrain", on="wiki", objective="lm")) == "lm"
-    assert cost.kind_of(pick("pretrain", on="wiki", objective="kd")) == "lm_ilkd"
-    assert cost.kind_of(pick("finetune_glue", row="student_ilkd")) == "glue_ilkd"
-    assert cost.kind_of(pick("finetune_glue", row="baseline_kd")) == "glue"
-    assert cost.kind_of(pick("finetune_lm", model="student")) == "lm"
+    assert cost.training_kind(pick("pretrain", on="wiki", objective="lm")) == "lm"
+    assert cost.training_kind(pick("pretrain", on="wiki", objective="kd")) == "lm_ilkd"
+    assert cost.training_kind(pick("finetune_glue", row="student_ilkd")) == "glue_ilkd"
+    assert cost.training_kind(pick("finetune_glue", row="baseline_kd")) == "glue"
+    assert cost.training_kind(pick("finetune_lm", model="student")) == "lm"
     item = pick("pretrain", on="web")
     assert cost.seconds(item, TIMED) == pytest.approx(item.cost / 1.5e12 * 3.0)
     assert cost.seconds(pick("corpus"), TIMED) == pytest.approx((900e6 + 118e6) / 1e6)
 
 
 def test_disk_counts_models_and_token_rows():
-    assert cost.disk(pick("pretrained", model="baseline"), TIMED) == 3.3e8
-    assert cost.disk(pick("finetune_glue", row="teacher"), TIMED) == 5e8 and cost.disk(pick("finetune_glue", row="student"), TIMED) == 0
-    assert cost.disk(pick("corpus"), TIMED) == 2 * (900e6 + 118e6)
+    assert cost.disk_bytes(pick("pretrained", model="baseline"), TIMED) == 3.3e8
+    assert cost.disk_bytes(pick("finetune_glue", row="teacher"), TIMED) == 5e8 and cost.disk_bytes(pick("finetune_glue", row="student"), TIMED) == 0
+    assert cost.disk_bytes(pick("corpus"), TIMED) == 2 * (900e6 + 118e6)
 
 
 def test_the_plan_says_what_it_costs(tmp_path):
-    text = launch.describe(PLAN, Store(tmp_path), TIMED, jobs=4)
+    text = cost.describe_plan(PLAN, Store(tmp_path), TIMED, jobs=4)
     lines = {line.split()[0]: line.split() for line in text.splitlines()}
     assert lines["pretrain"][1:4] == ["0", "4", "1,224,612"]
     assert "with 4 processes" in text and "7 GB of memory a training; timed on a machine" in text
     assert text.splitlines()[-1] == "tokens a second and process: language model 1,000, with ILKD 800, GLUE 500, GLUE with ILKD 300"
-    chain = launch.longest(PLAN, Store(tmp_path), TIMED)
+    chain = cost.critical_path(PLAN, Store(tmp_path), TIMED)
     assert cost.seconds(pick("pretrain", on="web"), TIMED) < chain < sum(cost.seconds(item, TIMED) for item in PLAN)
 
 
@@ -60,17 +60,17 @@ def test_a_disk_that_is_too_small_is_found_before_anything_runs(tmp_path, monkey
 
 def test_a_timing_run_is_made_once(tmp_path):
     store = Store(tmp_path).open()
-    found = cost.timing(profiles.TEST, "fp32", store)
-    assert set(found["seconds"]) == set(cost.KINDS) and all(0 < value < 60 for value in found["seconds"].values())
+    found = timing.measured_timing(profiles.TEST, "fp32", store)
+    assert set(found["seconds"]) == set(timing.METHODS) and all(0 < value < 60 for value in found["seconds"].values())
     assert found["bytes"]["teacher"] == 4 * 1796096  # parameters of mini's GPT-2, float32
     (kept,) = tmp_path.glob("timing-*.json")
     kept.write_text(json.dumps({**found, "device": "read back"}))
-    assert cost.timing(profiles.TEST, "fp32", store)["device"] == "read back"
+    assert timing.measured_timing(profiles.TEST, "fp32", store)["device"] == "read back"
     other = dataclasses.replace(profiles.TEST, pretrain=dataclasses.replace(profiles.TEST.pretrain, batch_size=8))
-    assert cost.timing(other, "fp32", store)["tokens"]["lm"] == 8 * 128
+    assert timing.measured_timing(other, "fp32", store)["tokens"]["lm"] == 8 * 128
 
 
 def test_a_timing_run_that_fails_says_why(tmp_path):
     broken = dataclasses.replace(profiles.TEST, model=dataclasses.replace(profiles.TEST.model, heads=5))
     with pytest.raises(cost.CostError, match="the timing run failed: ValueError: .*128.*5"):
-        cost.timing(broken, "fp32", Store(tmp_path / "none"))
+        timing.measured_timing(broken, "fp32", Store(tmp_path / "none"))

@@ -16,7 +16,7 @@ from conftest import TIMED, tiny_gpt2
 
 from kn.distill import DistillationConfig
 from kn.report import formatting, notebooks, pages
-from kn.suite import cost, evaluate, input_digests, launch, profiles, training
+from kn.suite import evaluate, input_digests, launch, profiles, timing, training
 from kn.suite import run as stages
 from kn.suite.store import Store, StoreError
 
@@ -127,11 +127,12 @@ def test_a_stage_deleted_while_a_run_goes_on(whole, copied):
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"seconds": 1}', json.dumps(TIMED)[:-60], json.dumps({**TIMED, "tokenized": float("nan")}), json.dumps({**TIMED, "flops": None}), "[" * 100_000])
 def test_a_damaged_timing_is_measured_again(tmp_path, content, monkeypatch):
     """A run that was killed while it wrote it must not stop every later one."""
-    store, asked = Store(tmp_path).open(), cost.asked(profiles.TEST, "fp32")
-    cost.kept(asked, store).write_text(content)
+    store, request = Store(tmp_path).open(), timing.timing_request(profiles.TEST, "fp32")
+    file = timing.timing_file(request, store)
+    file.write_text(content)
     done = type("Done", (), {"returncode": 0, "stdout": json.dumps(TIMED), "stderr": ""})
-    monkeypatch.setattr(cost.subprocess, "run", lambda *_, **__: done)
-    assert cost.timing(profiles.TEST, "fp32", store) == TIMED == cost.remembered(cost.kept(asked, store))
+    monkeypatch.setattr(timing.subprocess, "run", lambda *_, **__: done)
+    assert timing.measured_timing(profiles.TEST, "fp32", store) == TIMED == timing.load_timing(file)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"notebooks": 3}', '{"notebooks": {"table4": 7}}', "[" * 100_000])

@@ -6,9 +6,8 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from kn.suite import distributed as ranks
+from kn.suite import distributed, profiles
 from kn.suite import plan as kinds
-from kn.suite import profiles
 from kn.suite.store import Stage, Store
 from kn.suite.work import WORK
 
@@ -35,10 +34,10 @@ def store(tmp_path_factory):
 
 def test_two_processes_train_like_one(store, tmp_path):
     one, two = (plan(n).pretrain("wiki", "kd", 0) for n in (1, 2))  # the hard case: no gradient reaches the head
-    assert one.hash == two.hash and ranks.wanted(one) == 1 and ranks.wanted(two) == 2
+    assert one.hash == two.hash and distributed.process_count(one) == 1 and distributed.process_count(two) == 2
     other = Store(shutil.copytree(store.home, tmp_path / "two"))
     store.make(one, WORK["pretrain"])
-    other.make(two, ranks.work)
+    other.make(two, distributed.run_torchrun)
     single, double = store.metrics(one), other.metrics(two)
     assert [line["step"] for line in double["log"]] == [line["step"] for line in single["log"]]
     for a, b in zip(single["log"], double["log"], strict=True):  # sums in another order, and Trainer rounds the loss to four digits
@@ -53,7 +52,7 @@ def test_two_processes_train_like_one(store, tmp_path):
 
 def test_a_batch_that_cannot_be_shared_is_refused(store):
     with pytest.raises(RuntimeError, match="one of 3 processes failed: ValueError: hardware.processes 3 does not divide the batch of 4"):
-        store.make(plan(3).pretrain("wiki", "lm", 0), ranks.work)
+        store.make(plan(3).pretrain("wiki", "lm", 0), distributed.run_torchrun)
     assert not [p for p in (store.home / "pretrain").iterdir() if p.suffix == ".tmp"]
 
 
@@ -64,13 +63,13 @@ def test_a_worker_s_one_gpu_is_not_handed_on(store, tmp_path, monkeypatch):
         seen.update(env)
         return type("Done", (), {"returncode": 1, "stderr": "OSError: stopped here"})
 
-    monkeypatch.setattr(ranks.subprocess, "run", run)
+    monkeypatch.setattr(distributed.subprocess, "run", run)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     for pinned, visible in (("", "1"), ("1", None)):  # the user's own choice of GPUs stays
         seen.clear()
-        monkeypatch.setenv(ranks.PINNED, pinned)
+        monkeypatch.setenv(distributed.WORKER_GPU, pinned)
         with pytest.raises(RuntimeError, match="^one of 2 processes failed: OSError: stopped here$"):
-            ranks.work(plan(2).pretrain("wiki", "lm", 0), tmp_path, store)
+            distributed.run_torchrun(plan(2).pretrain("wiki", "lm", 0), tmp_path, store)
         assert seen.get("CUDA_VISIBLE_DEVICES") == visible
 
 

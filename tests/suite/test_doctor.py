@@ -25,20 +25,20 @@ def test_the_paper_profile_wants_a_mirror(tmp_path, monkeypatch, capsys):
 def test_missing_and_other_packages(tmp_path):
     path = tmp_path / "requirements.txt"
     path.write_text("torch==2.13.0\nno-such-package==1.0\n")
-    kind, text = doctor.pins(path)
+    kind, text = doctor.check_pins(path)
     assert kind == "error" and "1 pinned packages are missing (no-such-package)" in text and "pip install -r requirements.txt" in text
     path.write_text('no-such-package==1.0; sys_platform == "plan9"\n')
-    assert doctor.pins(path)[0] == "ok"  # a marker says where a pin holds
+    assert doctor.check_pins(path)[0] == "ok"  # a marker says where a pin holds
     path.write_text('no-such-package==1.0; python_version >= "3.11"\n')
-    assert doctor.pins(path) == ("error", doctor.pins(path)[1]) and "(no-such-package)" in doctor.pins(path)[1]
+    assert doctor.check_pins(path) == ("error", doctor.check_pins(path)[1]) and "(no-such-package)" in doctor.check_pins(path)[1]
     path.write_text("pytest==0.1\n")
-    kind, text = doctor.pins(path)
+    kind, text = doctor.check_pins(path)
     assert kind == "warning" and "1 packages differ from the pins" in text and "(pinned 0.1)" in text
 
 
 def test_too_little_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(10**8))
-    kind, text = doctor.room("mini", tmp_path / "not" / "there")
+    kind, text = doctor.check_disk("mini", tmp_path / "not" / "there")
     assert kind == "error" and "0.1 GB free" in text and "KN_HOME" in text
 
 
@@ -54,6 +54,6 @@ def test_assets_and_mirror(tmp_path, monkeypatch, what, message):
         (tmp_path / "mini" / "SHA256SUMS").write_text("")
         (tmp_path / "mirror" / "mirror.json").write_text("[")
     monkeypatch.setattr(doctor, "ASSETS", tmp_path)
-    findings = doctor.assets() + doctor.mirror_state(tmp_path / "mirror")
+    findings = doctor.check_assets() + doctor.check_mirror(tmp_path / "mirror")
     assert len(findings) == 4 and all(kind == "error" and message in text for kind, text in findings)
     assert "git checkout" in findings[0][1] and "python -m kn mirror" in findings[-1][1]

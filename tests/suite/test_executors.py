@@ -51,7 +51,7 @@ def test_a_job_that_vanishes_is_done_again(tmp_path):
             os.kill(int(pid), signal.SIGKILL)
 
     threading.Thread(target=kill).start()
-    assert executor.wait(running) == [(item, True)] and executor.tries == {item.path: 1}
+    assert executor.wait(running) == [(item, True)] and executor.losses == {item.path: 1}
     assert store.has(item)
 
 
@@ -66,7 +66,7 @@ def test_slurm_options_are_read_and_refused():
     assert executors.slurm_options("partition=gpu,minutes=90,gpus=1") == {"slurm_partition": "gpu", "timeout_min": 90, "gpus_per_node": 1}
     for text, message in {
         "queue=x": "--slurm 'queue=x' is not understood: allowed are partition=…, account=…, qos=…, constraint=…, minutes=…, gpus=…, cpus=…, memory_gb=…, at_once=…, joined by commas",
-        "minutes=soon": "--slurm minutes=soon: a whole number of at least 1 wanted",
+        "minutes=soon": "--slurm minutes=soon: an integer of at least 1 is needed",
     }.items():
         with pytest.raises(ValueError) as error:
             executors.slurm_options(text)
@@ -75,14 +75,14 @@ def test_slurm_options_are_read_and_refused():
 
 def test_workers_share_the_gpus_in_turn(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.delenv(executors.ranks.PINNED, raising=False)
+    monkeypatch.delenv(executors.distributed.WORKER_GPU, raising=False)
     context, seen = executors.multiprocessing.get_context("spawn"), []
     started = context.Value("i", 0)
     for _ in range(3):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        executors._begin_worker(os.getppid(), started, 2)
+        executors._start_worker(os.getppid(), started, 2)
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    assert seen == ["0", "1", "0"] and os.environ.pop(executors.ranks.PINNED) == "1"
+    assert seen == ["0", "1", "0"] and os.environ.pop(executors.distributed.WORKER_GPU) == "1"
 
 
 def test_a_cpu_profile_hides_a_gpu_and_says_so(monkeypatch):

@@ -13,37 +13,13 @@ from kn import __main__ as command
 from kn.suite import cost, profiles
 
 USUAL = settings(derandomize=True, max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-COMMANDS = ("run", "plan", "doctor", "mirror", "corpus", "rebuild")
+COMMANDS = ("run", "plan", "doctor", "mirror", "export-corpus", "pretrain-mini", "compare", "corpus", "rebuild")
 words = st.one_of(
     st.text(max_size=10),
-    st.sampled_from(
-        [
-            "",
-            "1",
-            "0",
-            "-1",
-            "4,5",
-            "beyond",
-            "claims",
-            "²",
-            "1e3",
-            "9" * 5000,
-            "8,",
-            ",",
-            "-",
-            "--",
-            "a\nb",
-            "\x1b[31m",
-            "\ud800",
-            "../x",
-            "/etc/passwd",
-            "x" * 300,
-            "<script>",
-            "$(touch ran)",
-            "None",
-            "true",
-        ]
-    ),
+    st.sampled_from([
+        "", "1", "0", "-1", "4,5", "beyond", "claims", "²", "1e3", "9" * 5000, "8,", ",", "-", "--", "a\nb",
+        "\x1b[31m", "\ud800", "../x", "/etc/passwd", "x" * 300, "<script>", "$(touch ran)", "None", "true",
+    ]),
 )
 settable = st.builds("{}={}".format, st.sampled_from(profiles.keys(profiles.MIDI)), st.one_of(words, st.integers().map(str), st.floats().map(str)))
 options = st.lists(
@@ -68,18 +44,16 @@ def begun(tmp_path_factory):
             patch.setenv(name, str(folder / name))
         for name in ("KN_SET", "KN_GLUE_SCORES", "KN_MIRROR"):
             patch.setenv(name, "")
-        patch.setattr(command, "timed", lambda *_: TIMED)
-        patch.setattr(command.doctor, "examine", lambda *_: [("ok", "all is well")])
+        patch.setattr(command.timing, "measured_timing", lambda *_: TIMED)
         patch.setattr(cost, "check_disk_space", lambda *_: None)
         patch.setattr(command.launch, "run", lambda *_, **__: found.append("stages"))
-        patch.setattr(command.notebooks, "run_all", lambda *_: 0)
-        patch.setattr(command.corpora, "build", lambda *_, **__: found.append("corpus") or {})
-        from kn.data import mirror
-        from kn.suite import pretrain_mini as rebuild
-
-        patch.setattr(mirror, "make", lambda *_, **__: found.append("mirror"))
-        patch.setattr(mirror, "wheels", lambda *_: None)
-        patch.setattr(rebuild, "rebuild", lambda *_: found.append("rebuild") or 0)
+        patch.setattr("kn.suite.doctor.examine", lambda *_: [("ok", "all is well")])
+        patch.setattr("kn.report.notebooks.run_all", lambda *_: 0)
+        patch.setattr("kn.data.documentation.build", lambda *_, **__: found.append("corpus") or {})
+        patch.setattr("kn.data.mirror.make", lambda *_, **__: found.append("mirror"))
+        patch.setattr("kn.data.mirror.wheels", lambda *_: None)
+        patch.setattr("kn.suite.pretrain_mini.rebuild", lambda *_: found.append("pretrained") or 0)
+        patch.setattr("kn.report.compare.compare_reports", lambda *_: found.append("compared") or "")
         yield found
 
 
@@ -114,7 +88,7 @@ def test_any_words(begun, first, more):
     judge(begun, [*first, *more])
 
 
-@pytest.mark.parametrize("option", ["--profile", "--only", "--seeds", "--jobs", "--slurm", "--glue-scores", "--extra", "--set", "corpus", "mirror", "plan"])
+@pytest.mark.parametrize("option", ["--profile", "--only", "--seeds", "--jobs", "--slurm", "--glue-scores", "--extra", "--set", "export-corpus", "mirror", "plan"])
 def test_every_option_with_odd_words(begun, option):
     """One option at a time, so that no other one's error hides it."""
     found = []
@@ -122,7 +96,7 @@ def test_every_option_with_odd_words(begun, option):
     @settings(USUAL, max_examples=60)
     @given(word=words)
     def check(word):
-        found.append(judge(begun, [option, word] if option != "--extra" else ["rebuild", option, word]))
+        found.append(judge(begun, ["pretrain-mini"] * (option == "--extra") + [option, word]))
 
     check()
     assert 2 in found or option == "mirror"  # any name will do for a mirror that is to be made
@@ -140,8 +114,10 @@ def test_good_words_begin_what_they_ask_for(begun):
         (["--profile", "test", "--only", "4,beyond", "--seeds", "3", "--jobs", "2", "--set", "pretrain.batch_size=8"], ["stages"]),
         (["plan", "--profile", "paper"], []),
         (["mirror", "somewhere", "--wheels"], ["mirror"]),
-        (["corpus", "file.json", "--profile", "test"], ["corpus"]),
-        (["rebuild"], ["rebuild"]),
+        (["export-corpus", "file.json", "--profile", "test"], ["corpus"]),
+        (["pretrain-mini"], ["pretrained"]),
+        (["rebuild"], ["pretrained"]),  # the former name
+        (["compare", "reports/mini", "reports/other"], ["compared"]),
         (["doctor"], []),
     ):
         status, errors, text = ended(begun, arguments)

@@ -24,7 +24,7 @@ CASES = [(name, precision, overrides) for precision in ("bf16", "fp32") for name
 def keys(name, precision, overrides):
     """{kind: number of stages and a digest over their paths} of all notebooks with two seeds; what follows the machine (packages, assets, mirror) is left out."""
     outside = {"precision": lambda device="cpu": precision, "package_versions": lambda names: dict.fromkeys(names, "1"), "asset_digest": lambda folder: "asset"}
-    with mock.patch.multiple(planner, **outside), mock.patch("kn.data.hub.digest", lambda *_: {}):
+    with mock.patch.multiple(planner, **outside), mock.patch.object(planner, "digest", lambda *_: {}):
         plan, _ = plan_stages(profiles.load(name, overrides), NOTEBOOKS, 2, without_mirror=True)
     found: dict[str, list[str]] = {}
     for item in plan:

@@ -146,9 +146,9 @@ def quiet(tmp_path, monkeypatch):
     monkeypatch.setenv("KN_HOME", str(tmp_path / "store"))
     monkeypatch.setenv("KN_REPORTS", str(tmp_path / "reports"))
     monkeypatch.setenv("KN_SET", "")
-    monkeypatch.setattr(command, "timed", lambda *_: TIMED)
+    monkeypatch.setattr(command.timing, "measured_timing", lambda *_: TIMED)
     monkeypatch.setattr(command.launch, "run", lambda *_, **__: [])
-    monkeypatch.setattr(command.notebooks, "run_all", lambda *_: 0)
+    monkeypatch.setattr("kn.report.notebooks.run_all", lambda *_: 0)
     return command.main
 
 
@@ -232,7 +232,7 @@ def test_relative_folders_are_the_same_in_a_notebook(tmp_path, monkeypatch):
     assert command.main(["--profile", "huge"]) == 2
     for name in ("KN_HOME", "KN_REPORTS", "KN_MIRROR"):
         assert os.environ[name] == str(tmp_path / "here" / name)
-    found = [command.from_here(item) for item in ("text.file = corpus.json", "text.limit=3", "text.file=")]
+    found = [command.setting(item) for item in ("text.file = corpus.json", "text.limit=3", "text.file=")]
     assert found == [f"text.file={tmp_path}/corpus.json", "text.limit=3", "text.file="]
 
 
