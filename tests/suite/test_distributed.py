@@ -6,7 +6,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from kn.suite import distributed, profiles
+from kn.suite import distributed, profiles, settings
 from kn.suite import plan as kinds
 from kn.suite.store import Stage, Store
 from kn.suite.work import WORK
@@ -17,7 +17,7 @@ STEPS = 12
 def plan(processes):
     """The test profile with enough steps to differ in, in float32 so that rounding stays small."""
     longer = dataclasses.replace(profiles.TEST.pretrain, max_steps=STEPS)
-    made = kinds.StagePlanner(dataclasses.replace(profiles.TEST, pretrain=longer, ablation=longer, hardware=profiles.Hardware(processes=processes)))
+    made = kinds.StagePlanner(dataclasses.replace(profiles.TEST, pretrain=longer, ablation=longer, hardware=settings.Hardware(processes=processes)))
     made.precision = "fp32"
     return made
 
