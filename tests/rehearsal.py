@@ -1,10 +1,12 @@
-"""Builds a mirror for a rehearsal of the paper profile, from a folder of real public data and models with random weights.
+"""Builds a mirror for a rehearsal of the paper profile, from a folder of real public data and models with
+random weights.
 
     PYTHONPATH=. python tests/rehearsal.py DATA MIRROR [--tiny]
 
-DATA holds GLUE's TSVs (glue/<task>/*.tsv), WikiText (wikitext/), OpenWebText (text/openwebtext*.txt) and GPT-2's tokenizer
-(gpt2_tokenizer/). Files get the names, columns and formats they have on the hub. Splits that DATA lacks are carved from
-training rows and named in mirror.json under "carved", so that nobody takes a rehearsal for a result.
+DATA holds GLUE's TSVs (glue/<task>/*.tsv), WikiText (wikitext/), OpenWebText (text/openwebtext*.txt) and
+GPT-2's tokenizer (gpt2_tokenizer/). Files get the names, columns and formats they have on the hub. Splits
+that DATA lacks are carved from training rows and named in mirror.json under "carved", so that nobody takes a
+rehearsal for a result.
 """
 
 import argparse
@@ -19,7 +21,8 @@ import pyarrow.parquet
 from kn.data import glue, hub, hub_datasets, mirror
 
 CARVED = 2000  # rows of a split that is carved out of the training rows
-TINY = {"n_embd": 32, "n_layer": 2, "n_head": 2}  # with --tiny; GPT-2's own vocabulary and 1,024 positions stay
+# with --tiny; GPT-2's own vocabulary and 1,024 positions stay
+TINY = {"n_embd": 32, "n_layer": 2, "n_head": 2}
 
 
 def write(path: Path, table: dict[str, list], schema=None) -> None:
@@ -29,12 +32,20 @@ def write(path: Path, table: dict[str, list], schema=None) -> None:
 
 
 def write_glue(target: Path, task: str, split: str, rows: list[dict]) -> None:
-    """A split as the hub has it: <task>/<split>-00000-of-00001.parquet with the hub's columns, label −1 where hidden."""
+    """A split as the hub has it: <task>/<split>-00000-of-00001.parquet with the hub's columns, label −1 where
+    hidden."""
     names = hub_datasets.GLUE_TEXTS[task]
     table = {name: [row["texts"][at] for row in rows] for at, name in enumerate(names)}
-    table |= {"label": [-1 if row["label"] is None else row["label"] for row in rows], "idx": list(range(len(rows)))}
-    types = [(name, pyarrow.string()) for name in names] + [("label", pyarrow.int64()), ("idx", pyarrow.int32())]
-    write(target / task / f"{split.replace('dev', 'validation')}-00000-of-00001.parquet", table, pyarrow.schema(types))
+    table |= {
+        "label": [-1 if row["label"] is None else row["label"] for row in rows], "idx": list(range(len(rows)))
+    }
+    types = [(name, pyarrow.string()) for name in names] + [
+        ("label", pyarrow.int64()), ("idx", pyarrow.int32())
+    ]
+    write(
+        target / task / f"{split.replace('dev', 'validation')}-00000-of-00001.parquet", table,
+        pyarrow.schema(types)
+    )
 
 
 def build_glue(data: Path, target: Path) -> dict[str, str]:
@@ -62,10 +73,16 @@ def build_text(data: Path, target: Path) -> dict[str, str]:
     folder = target / "wikitext" / "wikitext-103-raw-v1"
     lines = (data / "wikitext" / "train.txt").read_text(encoding="utf-8").split("\n")[:-1]
     for part, half in enumerate((lines[: len(lines) // 2], lines[len(lines) // 2 :])):
-        write(folder / f"train-{part:05d}-of-00002.parquet", {"text": [line + "\n" if line.strip() else "" for line in half]})
+        write(
+            folder / f"train-{part:05d}-of-00002.parquet",
+            {"text": [line + "\n" if line.strip() else "" for line in half]}
+        )
     for split, name in (("validation", "valid"), ("test", "test")):
         lines = (data / "wikitext" / f"wiki.{name}.raw").read_text(encoding="utf-8").split("\n")[:-1]
-        write(folder / f"{split}-00000-of-00001.parquet", {"text": [line + "\n" if line.strip() else "" for line in lines]})
+        write(
+            folder / f"{split}-00000-of-00001.parquet",
+            {"text": [line + "\n" if line.strip() else "" for line in lines]}
+        )
     documents = []
     for path in sorted((data / "text").glob("openwebtext*.txt")):
         documents += [d.strip() for d in path.read_text(encoding="utf-8").split("<|endoftext|>") if d.strip()]
@@ -80,7 +97,7 @@ def build_models(data: Path, target: Path, tiny: bool) -> None:
 
     torch.manual_seed(0)
     for name, layers in (("gpt2", 12), ("distilgpt2", 6)):
-        fields = {**TINY, "n_layer": TINY["n_layer"] // (1 if name == "gpt2" else 2)} if tiny else {"n_layer": layers}
+        fields = {**TINY, "n_layer": 2 if name == "gpt2" else 1} if tiny else {"n_layer": layers}
         GPT2LMHeadModel(GPT2Config(**fields)).save_pretrained(target / name)
         (target / name / "vocab.json").write_bytes((data / "gpt2_tokenizer" / "encoder.json").read_bytes())
         (target / name / "merges.txt").write_bytes((data / "gpt2_tokenizer" / "vocab.bpe").read_bytes())
@@ -96,10 +113,15 @@ def build(data: Path, target: Path, tiny: bool = False) -> Path:
     items = {}
     for name, item in hub.REPOSITORIES.items():
         found = [p.relative_to(target / name).as_posix() for p in (target / name).rglob("*") if p.is_file()]
-        items[name] = {"repository": item.repository, "kind": item.kind, "revision": "rehearsal", "commit": "rehearsal: not the hub's", "files": mirror.file_records(target / name, found)}
+        items[name] = {
+            "repository": item.repository, "kind": item.kind, "revision": "rehearsal",
+            "commit": "rehearsal: not the hub's", "files": mirror.file_records(target / name, found)
+        }
     mirror.write_manifest(target, items)
     state = json.loads((target / "mirror.json").read_text())
-    (target / "mirror.json").write_text(json.dumps({**state, "carved": carved, "weights": "random"}, indent=1) + "\n")
+    (target / "mirror.json").write_text(
+        json.dumps({**state, "carved": carved, "weights": "random"}, indent=1) + "\n"
+    )
     return target
 
 

@@ -52,7 +52,10 @@ def package(root, name, files):
 
 def sentence(i):
     """A sentence of 14 words that shares no 13-gram with that of another number."""
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon"]
+    words = [
+        "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu",
+        "nu", "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon"
+    ]
     return "The " + " ".join(random.Random(i).choices(words, k=14)) + "."
 
 
@@ -60,7 +63,10 @@ def build(tmp_path, extra=None):
     files = {f"m{i}.py": "\n\n".join(sentence(10 * i + j) for j in range(4)) for i in range(12)}
     web = package(tmp_path, "webby", files)
     wiki = package(tmp_path, "wikky", {"a.py": sentence(3) + " " + sentence(300), **(extra or {})})
-    return documentation.build({"web": ("webby",), "wiki": ("wikky",)}, {"web": (0.3, 0.3), "wiki": (0.0, 0.0)}, {"webby": web, "wikky": wiki})
+    return documentation.build(
+        {"web": ("webby",), "wiki": ("wikky",)}, {"web": (0.3, 0.3), "wiki": (0.0, 0.0)},
+        {"webby": web, "wikky": wiki}
+    )
 
 
 def test_no_13_gram_of_held_out_text_is_in_any_training_text(tmp_path):
@@ -72,14 +78,17 @@ def test_no_13_gram_of_held_out_text_is_in_any_training_text(tmp_path):
             for paragraph in doc.split("\n\n"):
                 assert held.isdisjoint(documentation.ngrams(paragraph))
     tests = {g for d in built["web"].test for p in d.split("\n\n") for g in documentation.ngrams(p)}
-    assert tests.isdisjoint({g for d in built["web"].valid for p in d.split("\n\n") for g in documentation.ngrams(p)})
+    assert tests.isdisjoint(
+        {g for d in built["web"].valid for p in d.split("\n\n") for g in documentation.ngrams(p)}
+    )
 
 
 def test_more_training_text_does_not_change_what_is_held_out(tmp_path):
     small = build(tmp_path / "a")
     large = build(tmp_path / "b", {"more.py": sentence(400)})
     assert (small["web"].valid, small["web"].test) == (large["web"].valid, large["web"].test)
-    assert small["wiki"].fingerprint != large["wiki"].fingerprint and small["web"].fingerprint == large["web"].fingerprint
+    assert small["wiki"].fingerprint != large["wiki"].fingerprint
+    assert small["web"].fingerprint == large["web"].fingerprint
 
 
 def test_sample_is_random_and_close_to_its_share():
@@ -90,7 +99,9 @@ def test_sample_is_random_and_close_to_its_share():
 
 
 def test_a_missing_package_says_what_to_do():
-    with pytest.raises(ModuleNotFoundError, match="package 'no_such_thing' is not installed.*run ./run_all.sh"):
+    with pytest.raises(
+        ModuleNotFoundError, match="package 'no_such_thing' is not installed.*run ./run_all.sh"
+    ):
         documentation.package_root("no_such_thing")
 
 

@@ -8,13 +8,20 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from kn.data import glue, glue_submission
 
-REAL = ROOT.parent / "shared" / "data" / "glue"  # real GLUE files, where somebody put them beside the repository
+# real GLUE files, where somebody put them beside the repository
+REAL = ROOT.parent / "shared" / "data" / "glue"
 
 
 def rows_of(name, count=7, labelled=True):
     task = glue.TASKS[name]
-    texts = [tuple(f'{"ab"[side]} sentence, number {i}\u2028\x85 "quoted' for side in range(len(task.texts))) for i in range(count)]
-    return [{"texts": t, "label": i % len(task.labels) if labelled else None, "index": i} for i, t in enumerate(texts)]
+    texts = [
+        tuple(f'{"ab"[side]} sentence, number {i}\u2028\x85 "quoted' for side in range(len(task.texts)))
+        for i in range(count)
+    ]
+    return [
+        {"texts": t, "label": i % len(task.labels) if labelled else None, "index": i}
+        for i, t in enumerate(texts)
+    ]
 
 
 class Words:
@@ -28,15 +35,20 @@ class Words:
 
 
 def test_the_paper_s_seven_columns_in_order():
-    assert [task.title for task in glue.TASKS.values()] == ["CoLA", "RTE", "MRPC", "SST-2", "MNLI", "QNLI", "QQP"]
+    assert [task.title for task in glue.TASKS.values()] == [
+        "CoLA", "RTE", "MRPC", "SST-2", "MNLI", "QNLI", "QQP"
+    ]
     assert {name: task.headline for name, task in glue.TASKS.items()} == {
-        "cola": "matthews", "rte": "accuracy", "mrpc": "f1", "sst2": "accuracy", "mnli": "accuracy", "qnli": "accuracy", "qqp": "accuracy",
-    }  # fmt: skip
+        "cola": "matthews", "rte": "accuracy", "mrpc": "f1", "sst2": "accuracy", "mnli": "accuracy",
+        "qnli": "accuracy", "qqp": "accuracy",
+    }
 
 
 def test_metrics_are_scikit_learn_s():
     labels, guess = [0, 1, 1, 0, 1, 1, 0, 1], [0, 1, 0, 0, 1, 1, 1, 1]
-    assert glue.score("cola", guess, labels)["headline"] == pytest.approx(100 * matthews_corrcoef(labels, guess))
+    assert glue.score("cola", guess, labels)["headline"] == pytest.approx(
+        100 * matthews_corrcoef(labels, guess)
+    )
     assert glue.score("rte", guess, labels) == pytest.approx({"accuracy": 75.0, "headline": 75.0})
     pair = {"f1": 100 * f1_score(labels, guess), "accuracy": 75.0}
     assert glue.score("mrpc", guess, labels) == pytest.approx(pair | {"headline": pair["f1"]})
@@ -48,8 +60,12 @@ def test_mnli_averages_matched_and_mismatched():
     found = glue.score("mnli", guess, labels, pair=(other, labels))
     assert found["accuracy_matched"] == pytest.approx(100 * accuracy_score(labels, guess))
     assert found["accuracy_mismatched"] == pytest.approx(100 * accuracy_score(labels, other))
-    assert found["headline"] == found["accuracy"] == pytest.approx((found["accuracy_matched"] + found["accuracy_mismatched"]) / 2)
-    assert found["f1"] == pytest.approx(50 * (f1_score(labels, guess, average="macro") + f1_score(labels, other, average="macro")))
+    assert found["headline"] == found["accuracy"] == pytest.approx(
+        (found["accuracy_matched"] + found["accuracy_mismatched"]) / 2
+    )
+    assert found["f1"] == pytest.approx(
+        50 * (f1_score(labels, guess, average="macro") + f1_score(labels, other, average="macro"))
+    )
     assert glue.score("mnli", guess, labels)["headline"] == found["accuracy_matched"]
 
 
@@ -79,7 +95,9 @@ def test_what_is_written_is_read_back(name, tmp_path):
         assert rows == rows_of(name, labelled=split not in task.test)
     for split in task.test:  # no label may reach a test file, not even as an empty column
         assert task.label_column not in (tmp_path / f"{split}.tsv").read_text().split("\n")[0].split("\t")
-    assert (tmp_path / "test_labels.tsv").read_text().startswith("split\tindex\tlabel\n" + f"{task.test[0]}\t0\t{task.labels[0]}\n")
+    assert (tmp_path / "test_labels.tsv").read_text().startswith(
+        "split\tindex\tlabel\n" + f"{task.test[0]}\t0\t{task.labels[0]}\n"
+    )
 
 
 def test_cola_has_no_header_as_in_glue(tmp_path):
@@ -93,8 +111,14 @@ def test_reading_says_what_is_wrong(tmp_path):
         glue.read_task(tmp_path, "rte", ("train",))
     assert str(error.value) == f"{path} is missing"
     for text, message in (
-        ("index\tsentence1\tlabel\n0\ta\tentailment\n", f"{path}: column 'sentence2' is missing, found: index, sentence1, label"),
-        ("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", f"{path}, line 2: unknown label 'maybe', allowed: entailment, not_entailment"),
+        (
+            "index\tsentence1\tlabel\n0\ta\tentailment\n",
+            f"{path}: column 'sentence2' is missing, found: index, sentence1, label"
+        ),
+        (
+            "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n",
+            f"{path}, line 2: unknown label 'maybe', allowed: entailment, not_entailment"
+        ),
         ("", f"{path} is empty, expected a header line"),
     ):
         path.write_text(text)
@@ -151,11 +175,15 @@ def test_predicted_first_and_scored_after(name, tmp_path):
     task = glue.TASKS[name]
     glue.write_task(tmp_path / "data", name, {split: rows_of(name) for split in task.test})
     guess = [i % 2 for i in range(7)]
-    paths = glue_submission.write_submission(tmp_path / "out", name, dict.fromkeys(task.test, guess) if name == "mnli" else guess)
+    paths = glue_submission.write_submission(
+        tmp_path / "out", name, dict.fromkeys(task.test, guess) if name == "mnli" else guess
+    )
     assert tuple(path.name for path in paths) == task.files
     assert paths[0].read_text().split("\n")[:2] == ["index\tprediction", f"0\t{task.labels[0]}"]
     labels = [row["label"] for row in rows_of(name)]
-    assert glue_submission.grade(tmp_path / "out", name, tmp_path / "data") == glue.score(name, guess, labels, pair=(guess, labels) if name == "mnli" else None)
+    assert glue_submission.grade(tmp_path / "out", name, tmp_path / "data") == glue.score(
+        name, guess, labels, pair=(guess, labels) if name == "mnli" else None
+    )
 
 
 def test_grading_says_what_is_wrong(tmp_path):
@@ -183,7 +211,8 @@ def test_the_zip_has_all_eleven_files(tmp_path):
         for name, (lines, _) in glue_submission.SUBMISSION.items():
             text = archive.read(name).decode()
             assert text.startswith("index\tprediction\n0\t") and text.count("\n") == lines + 1
-    assert len(glue_submission.SUBMISSION) == 11 and filled == [name for name in glue_submission.SUBMISSION if name != "RTE.tsv"]
+    assert len(glue_submission.SUBMISSION) == 11
+    assert filled == [name for name in glue_submission.SUBMISSION if name != "RTE.tsv"]
     first = target.read_bytes()
     assert glue_submission.zip_submission(tmp_path)[0].read_bytes() == first
 
@@ -191,10 +220,12 @@ def test_the_zip_has_all_eleven_files(tmp_path):
 @pytest.mark.skipif(not REAL.is_dir(), reason="real GLUE files are not beside the repository")
 @pytest.mark.parametrize(
     ("name", "split", "count"),
-    [("cola", "train", 8551), ("cola", "dev", 1043), ("cola", "test", 1063), ("sst2", "train", 67349), ("sst2", "dev", 872), ("mrpc", "train", 3668),
-     ("mrpc", "dev", 408), ("mrpc", "test", 1725), ("rte", "train", 2490), ("rte", "dev", 277), ("rte", "test", 3000), ("qnli", "dev", 5463),
+    [("cola", "train", 8551), ("cola", "dev", 1043), ("cola", "test", 1063), ("sst2", "train", 67349),
+     ("sst2", "dev", 872), ("mrpc", "train", 3668),
+     ("mrpc", "dev", 408), ("mrpc", "test", 1725), ("rte", "train", 2490), ("rte", "dev", 277),
+     ("rte", "test", 3000), ("qnli", "dev", 5463),
      ("mnli", "dev_matched", 9815), ("mnli", "test_matched", 9796)],
-)  # fmt: skip
+)
 def test_the_real_files_have_their_known_sizes(name, split, count):
     rows = glue.read_task(REAL / name, name, (split,))[split]
     assert len(rows) == count and all(all(row["texts"]) for row in rows)
@@ -204,15 +235,23 @@ def test_the_real_files_have_their_known_sizes(name, split, count):
 def test_scores_of_the_server_are_read(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("row,seed,task,score\nteacher,0,cola,44.0\nteacher,0,rte,63.2\nstudent,1,cola,-1.5\n")
-    assert glue_submission.read_scores(path, ("teacher", "student")) == {("teacher", 0): {"cola": 44.0, "rte": 63.2}, ("student", 1): {"cola": -1.5}}
+    assert glue_submission.read_scores(path, ("teacher", "student")) == {
+        ("teacher", 0): {"cola": 44.0, "rte": 63.2}, ("student", 1): {"cola": -1.5}
+    }
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("row,task,score\nteacher,cola,44\n", "the columns must be row, seed, task, score, found: row, task, score"),
+        (
+            "row,task,score\nteacher,cola,44\n",
+            "the columns must be row, seed, task, score, found: row, task, score"
+        ),
         ("row,seed,task,score\nteacher,0,cola,much\n", "line 2: seed '0' and score 'much' must be numbers"),
-        ("row,seed,task,score\ngpt3,0,cola,4\n", "line 2: 'gpt3' / 'cola' is unknown, rows are teacher, tasks cola, rte"),
+        (
+            "row,seed,task,score\ngpt3,0,cola,4\n",
+            "line 2: 'gpt3' / 'cola' is unknown, rows are teacher, tasks cola, rte"
+        ),
         ("row,seed,task,score\nteacher,0,stsb,4\n", "line 2: 'teacher' / 'stsb' is unknown"),
         ("row,seed,task,score\nteacher,0,cola,400\n", "line 2: score 400.0 is not a percentage"),
         ("row,seed,task,score\n", "holds no scores"),

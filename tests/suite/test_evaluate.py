@@ -20,7 +20,10 @@ def test_perplexity_is_that_of_a_loop_over_positions():
                 probabilities = model(input_ids=row[None, :place]).logits[0, -1].softmax(-1)
                 total, count = total - math.log(probabilities[row[place]]), count + 1
     for batch in (1, 2, 32):
-        assert evaluate.perplexity(model, ROWS, batch=batch) == pytest.approx(math.exp(total / count), rel=1e-5)  # sums are float32
+        # sums are float32
+        assert evaluate.perplexity(model, ROWS, batch=batch) == pytest.approx(
+            math.exp(total / count), rel=1e-5
+        )
 
 
 def test_perplexity_of_nothing_is_refused():
@@ -37,6 +40,25 @@ def test_predictions_come_back_in_the_rows_order_whatever_the_padding():
     ids = [row[:length].tolist() for row, length in zip(ROWS, (4, 2, 6, 3, 5), strict=True)]
     with torch.no_grad():
         alone = [int(model(input_ids=torch.tensor([row])).logits.argmax()) for row in ids]
-    assert [alone[place] for place in (1, 3, 0, 4, 2)] != alone != [alone[place] for place in (2, 0, 4, 1, 3)]  # or another order would not show
+    # or another order would not show
+    assert [alone[place] for place in (1, 3, 0, 4, 2)] != alone != [alone[place] for place in (2, 0, 4, 1, 3)]
     for batch in (1, 4, 64):
         assert evaluate.predict(model, ids, batch=batch) == alone
+
+
+def test_a_model_whose_weights_are_no_numbers_gives_none():
+    """Neither a perplexity nor an answer: the largest of values that are none would be class 0."""
+    rows = torch.randint(1, 50, (2, 8))
+    for value in (float("nan"), float("inf")):
+        for labels in (0, 2):
+            model = tiny_gpt2(labels=labels)
+            with torch.no_grad():
+                model.transformer.ln_f.weight[0] = value
+            with pytest.raises(
+                FloatingPointError,
+                match=(
+                    "not finite.*: its weights are not usable, lower the learning rate it was trained with "
+                    "or use float32$"
+                )
+            ):
+                evaluate.predict(model, rows.tolist()) if labels else evaluate.perplexity(model, rows)

@@ -1,4 +1,5 @@
-"""The whole of mini at one seed and nbval on every notebook: minutes, so it comes last. The store is the user's own, so a finished run is reused."""
+"""The whole of mini at one seed and nbval on every notebook: minutes, so it comes last. The store is the
+user's own, so a finished run is reused."""
 
 import os
 import subprocess
@@ -16,7 +17,9 @@ def reports(tmp_path_factory):
     stop_beside()
     folder = tmp_path_factory.mktemp("reports")
     variables = {**os.environ, "KN_REPORTS": str(folder), "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-m", "kn"], cwd=ROOT, env=variables, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "kn"], cwd=ROOT, env=variables, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     return folder / "mini"
 
@@ -25,13 +28,16 @@ def reports(tmp_path_factory):
 def tables(reports):
     import pandas
 
-    return {n: pandas.read_csv(reports / f"table{n}.csv", dtype=str, keep_default_na=False) for n in range(1, 8)}
+    return {
+        n: pandas.read_csv(reports / f"table{n}.csv", dtype=str, keep_default_na=False) for n in range(1, 8)
+    }
 
 
 def test_seven_tables_without_a_hole(tables):
     for number, frame in tables.items():
         printed = frame[frame["paper"] != ""]
-        assert len(printed) and not (printed["verdict"] == "not run").any(), number  # every cell the paper prints; others may not apply
+        # every cell the paper prints; others may not apply
+        assert len(printed) and not (printed["verdict"] == "not run").any(), number
         assert (printed["ours"] != "").any() and (frame["stage"] != "").any(), number
 
 
@@ -59,7 +65,10 @@ def test_the_svd_start_is_far_worse_than_the_teacher_and_training_heals(tables):
 def test_notebook_against_its_committed_outputs(reports, name):
     """nbval compares what cannot move between processors; measured values carry nbval-ignore-output."""
     variables = {**os.environ, "KN_REPORTS": str(reports.parent / "nbval"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider", f"notebooks/{name}.ipynb"]
+    command = [
+        sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider",
+        f"notebooks/{name}.ipynb"
+    ]
     result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout

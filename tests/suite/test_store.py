@@ -25,7 +25,12 @@ def work(stage, folder, store):
 def test_key_covers_settings_inputs_and_version_but_not_cost():
     a = make_stage()
     assert a.hash == make_stage(cost=5.0).hash
-    assert len({a.hash, make_stage(version=2).hash, make_stage(inputs=(a,)).hash, Stage("demo", (("seed", 1),), a.settings).hash, Stage("demo", a.fields, "{}").hash}) == 5
+    assert len(
+        {
+            a.hash, make_stage(version=2).hash, make_stage(inputs=(a,)).hash,
+            Stage("demo", (("seed", 1),), a.settings).hash, Stage("demo", a.fields, "{}").hash
+        }
+    ) == 5
 
 
 def test_made_once_and_read_back(tmp_path):
@@ -53,10 +58,12 @@ def test_damage_is_found_and_redone(tmp_path, damage):
     else:
         metrics.write_text(metrics.read_text().replace("1.5", "9.5"))
     assert store.find_corruption(item, deep=True)
-    if damage != "flip":  # a flipped byte in a large file is seen when the stage is made or used, not at every look
+    # a flipped byte in a large file is seen when the stage is made or used, not at every look
+    if damage != "flip":
         with pytest.raises(StoreError, match=r"run ./run_all.sh to make it again"):
             store.metrics(item)
-    assert store.make(item, work) is True and store.metrics(item) == {"value": 1.5} and store.find_corruption(item, deep=True) is None
+    assert store.make(item, work) is True and store.metrics(item) == {"value": 1.5}
+    assert store.find_corruption(item, deep=True) is None
 
 
 def test_a_failing_stage_leaves_nothing(tmp_path):
@@ -100,7 +107,10 @@ def test_full_disk_is_one_line(tmp_path):
     def full(*_):
         raise OSError(28, os.strerror(28))
 
-    with pytest.raises(StoreError, match="could not be written .No space left on device.: free some space or choose another folder"):
+    with pytest.raises(
+        StoreError,
+        match="could not be written .No space left on device.: free some space or choose another folder"
+    ):
         store.make(item, full)
     assert not store.has(item)
 

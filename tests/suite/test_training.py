@@ -1,4 +1,7 @@
-"""A training run that is stopped goes on with the same losses; micro-batches change nothing; errors say what to set."""
+"""A training run that is stopped goes on with the same losses; micro-batches change nothing; errors say what
+to set."""
+
+import dataclasses
 
 import pytest
 import torch
@@ -27,7 +30,10 @@ def run(scratch, steps, stop_at=None, hardware=None, **changes):
             raise Stop
         return training.collate_token_rows(items)
 
-    how = {"batch_size": 4, "learning_rate": 1e-3, "epochs": 1, "max_steps": steps, "warmup": 0.06, "weight_decay": 0.01, "schedule": "linear", "optimizer": "adamw_torch_fused", "clip": 1.0}
+    how = {
+        "batch_size": 4, "learning_rate": 1e-3, "epochs": 1, "max_steps": steps, "warmup": 0.06,
+        "weight_decay": 0.01, "schedule": "linear", "optimizer": "adamw_torch_fused", "clip": 1.0
+    }
     settings = {"training": {**how, **changes}, "precision": "fp32", "readings": vars(profiles.Readings())}
     rows, config = training.TokenRows(ROWS), DistillationConfig("ilkd")
     result = training.run_training(
@@ -69,7 +75,8 @@ def test_micro_batches_leave_the_losses_as_they_are(tmp_path):
     _, parts, _, _ = run(tmp_path / "parts", 20, hardware={"micro_batch": 2})
     _, again, _, _ = run(tmp_path / "again", 20, hardware={"checkpointing": False, "micro_batch": 4})
     assert again == whole
-    assert [line["loss"] for line in parts] == pytest.approx([line["loss"] for line in whole], rel=2e-3)  # Trainer rounds what it logs to 4 digits
+    # Trainer rounds what it logs to 4 digits
+    assert [line["loss"] for line in parts] == pytest.approx([line["loss"] for line in whole], rel=2e-3)
 
 
 def test_refusals_say_what_to_set(tmp_path, monkeypatch):
@@ -80,7 +87,13 @@ def test_refusals_say_what_to_set(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(training.DistillTrainer, "training_step", full)
-    with pytest.raises(MemoryError, match="out of GPU memory with 4 rows at a time: --set hardware.micro_batch=2 keeps the effective batch of 4"):
+    with pytest.raises(
+        MemoryError,
+        match=(
+            "out of GPU memory with 4 rows at a time: --set hardware.micro_batch=2 keeps the effective "
+            "batch of 4"
+        )
+    ):
         run(tmp_path, 2)
     with pytest.raises(MemoryError, match="with 1 rows at a time: --set hardware.checkpointing=true"):
         run(tmp_path, 2, hardware={"micro_batch": 1})
@@ -89,3 +102,35 @@ def test_refusals_say_what_to_set(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
     with pytest.raises(FloatingPointError, match="the loss is not finite at step"):
         run(tmp_path, 4, learning_rate=1e30)
+
+
+def poisoned_training(scratch, steps, poison):
+    """A short training whose weights stop being numbers before the step `poison`."""
+    model, count = tiny_gpt2(attn_implementation="eager"), [0]
+    rows = torch.randint(0, 50, (64, 16), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+
+    def count_and_poison(*_):
+        count[0] += 1
+        if count[0] == poison:
+            with torch.no_grad():
+                model.transformer.h[0].mlp.c_fc.weight[0, 0] = float("nan")
+
+    model.register_forward_pre_hook(count_and_poison)
+    how = dataclasses.asdict(profiles.Training(batch_size=4, learning_rate=1e-3, epochs=1, max_steps=steps))
+    settings = {"training": how, "precision": "fp32", "readings": dataclasses.asdict(profiles.Readings())}
+    job = training.TrainingJob(
+        model, training.TokenRows(rows), training.collate_token_rows, scratch, settings, 0,
+        DistillationConfig("none")
+    )
+    return training.run_training(job)
+
+
+@pytest.mark.parametrize(("steps", "poison"), [(10, 5), (10, 10), (51, 51), (74, 74)])
+def test_a_loss_that_stops_being_a_number(tmp_path, steps, poison):
+    """Of 51 steps the last logged one is 50, of 74 steps it is 74 (by twos): what comes after it must be seen
+    all the same."""
+    with pytest.raises(
+        FloatingPointError,
+        match=rf"^the loss is not finite at step {poison}: lower the learning rate \(0.001\) or use float32$"
+    ):
+        poisoned_training(tmp_path, steps, poison)

@@ -1,4 +1,5 @@
-"""Models that others saved are never trusted: hostile or damaged folders of weights, configurations and tokenizers are refused in one line."""
+"""Models that others saved are never trusted: hostile or damaged folders of weights, configurations and
+tokenizers are refused in one line."""
 
 import json
 import os
@@ -49,7 +50,10 @@ def loaders(folder):
     """Every way a folder is loaded: a stage's, and for a compressed model its class and AutoModel."""
     found = [lambda: load_model(folder)]
     if "kronecker" in (folder / "config.json").read_text():
-        found += [lambda: KnGPT2LMHeadModel.from_pretrained(folder), lambda: AutoModelForCausalLM.from_pretrained(folder)]
+        found += [
+            lambda: KnGPT2LMHeadModel.from_pretrained(folder),
+            lambda: AutoModelForCausalLM.from_pretrained(folder)
+        ]
     return found
 
 
@@ -86,20 +90,30 @@ def test_pickled_weights_are_refused(model, tmp_path):
     assert all(load().num_parameters() for load in loaders(model))
     (model / "model.safetensors").unlink()
     for load in loaders(model):
-        refused(load, "has no model.safetensors (pytorch_model.bin may run code when it is loaded and is not read): save the model with save_pretrained")
+        refused(
+            load,
+            "has no model.safetensors (pytorch_model.bin may run code when it is loaded and is not read): "
+            "save the model with save_pretrained"
+        )
     assert not (tmp_path / "ran").exists()
 
 
 def test_code_in_a_configuration_is_not_run(model, tmp_path):
     mark = tmp_path / "ran"
     (model / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil:\n    pass\n")
-    configure(model, auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}, trust_remote_code=True, models="evil", architectures=["evil.Evil"])
+    configure(
+        model, auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"},
+        trust_remote_code=True, models="evil", architectures=["evil.Evil"]
+    )
     for load in loaders(model):
         assert type(load()).__name__ in ("GPT2LMHeadModel", "KnGPT2LMHeadModel")
     assert not mark.exists()
 
 
-ABSURD = [("n_layer", 10**9), ("vocab_size", 10**12), ("n_embd", -8), ("n_head", 0), ("n_positions", 2**40), ("n_embd", "8"), ("n_layer", True), ("n_layer", 2.5), ("n_inner", 10**10)]
+ABSURD = [
+    ("n_layer", 10**9), ("vocab_size", 10**12), ("n_embd", -8), ("n_head", 0), ("n_positions", 2**40),
+    ("n_embd", "8"), ("n_layer", True), ("n_layer", 2.5), ("n_inner", 10**10)
+]
 
 
 @pytest.mark.parametrize(("field", "value"), ABSURD)
@@ -136,7 +150,9 @@ def test_a_configuration_that_does_not_fit(model, fields):
         refused(load, str(model), "cannot be loaded")
 
 
-@pytest.mark.parametrize("harm", ["header cut", "tail cut", "empty", "header of 2^60", "header no JSON", "offsets outside", "text"])
+@pytest.mark.parametrize(
+    "harm", ["header cut", "tail cut", "empty", "header of 2^60", "header no JSON", "offsets outside", "text"]
+)
 def test_damaged_weights(model, harm):
     path = model / "model.safetensors"
     content = path.read_bytes()
@@ -181,25 +197,43 @@ def test_missing_and_misshapen_weights(model):
     for load in loaders(model):
         refused(load, f"{model} cannot be loaded (a weight has another shape than config.json says)")
     rewrite(model, lambda state: state.pop(first))
-    refused(lambda: load_model(model), f"{model} lacks 1 of the model's weights, such as {first}: save the whole model there again")
+    refused(
+        lambda: load_model(model),
+        f"{model} lacks 1 of the model's weights, such as {first}: save the whole model there again"
+    )
     configure(model, n_layer=5)
     refused(lambda: load_model(model), f"{model} lacks 13 of the model's weights, such as transformer.h.0.")
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "sub/part.safetensors", "part.bin", "nothing.safetensors", "", "..", "a\u0000b.safetensors", 7, ["x"]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.safetensors", "/etc/passwd", "sub/part.safetensors", "part.bin", "nothing.safetensors", "",
+        "..", "a\u0000b.safetensors", 7, ["x"]
+    ]
+)
 def test_weight_maps_stay_in_their_folder(model, name):
     (model / "model.safetensors").rename(model.parent / "secret.safetensors")
     (model / "part.bin").write_text("x")
-    (model / loading.SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": {"transformer.wte.weight": name}}))
+    (model / loading.SAFE_WEIGHTS_INDEX_NAME).write_text(
+        json.dumps({"metadata": {}, "weight_map": {"transformer.wte.weight": name}})
+    )
     for load in loaders(model):
         refused(load, loading.SAFE_WEIGHTS_INDEX_NAME)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"model_type": 3}', "{}", '{"x": "' + "y" * 2**21 + '"}', "\ud800"], ids=lambda c: c[:12])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "[" * 100_000, '{"model_type": 3}', "{}", '{"x": "' + "y" * 2**21 + '"}', "\ud800"],
+    ids=lambda c: c[:12]
+)
 def test_a_configuration_that_is_none(model, content):
     (model / "config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     refused(lambda: load_model(model), "config.json")
-    refused(lambda: loading.validate_checkpoint(model.parent / "nowhere"), "config.json is missing: ", "is no folder of a saved model")
+    refused(
+        lambda: loading.validate_checkpoint(model.parent / "nowhere"), "config.json is missing: ",
+        "is no folder of a saved model"
+    )
 
 
 def test_tokenizers_run_no_code(tmp_path):
@@ -208,8 +242,13 @@ def test_tokenizers_run_no_code(tmp_path):
     assert loading.load_tokenizer(folder).eos_token_id == 0
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}))
-    refused(lambda: loading.load_tokenizer(folder), "asks for code of its own (auto_map), which is not run: save the tokenizer as a plain one")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}})
+    )
+    refused(
+        lambda: loading.load_tokenizer(folder),
+        "asks for code of its own (auto_map), which is not run: save the tokenizer as a plain one"
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     for content in ("", "[]", "[" * 100_000, '{"version": "1.0", "model": {"type": "Evil"}}'):
         (folder / "tokenizer.json").write_text(content)

@@ -1,4 +1,5 @@
-"""Data that others wrote are never trusted: hostile or damaged mirrors, tables of texts, scores and corpus files are refused in one line."""
+"""Data that others wrote are never trusted: hostile or damaged mirrors, tables of texts, scores and corpus
+files are refused in one line."""
 
 import json
 import random
@@ -20,16 +21,23 @@ def small(tmp_path):
     rows = [{"texts": (f"a {i}", f"b {i}"), "label": i % 2} for i in range(6)]
     for split in ("train", "dev", "test"):
         rehearsal.write_glue(folder / "glue", "rte", split, rows)
-    rehearsal.write(folder / "wikitext" / "train-00000-of-00001.parquet", {"text": [" = One = \n", " text \n"]})
+    rehearsal.write(
+        folder / "wikitext" / "train-00000-of-00001.parquet", {"text": [" = One = \n", " text \n"]}
+    )
     items = {}
     for name in ("glue", "wikitext"):
         files = [p.relative_to(folder / name).as_posix() for p in (folder / name).rglob("*.parquet")]
-        items[name] = {"repository": "r", "kind": "dataset", "revision": "main", "commit": "0" * 40, "files": mirror.file_records(folder / name, files)}
+        items[name] = {
+            "repository": "r", "kind": "dataset", "revision": "main", "commit": "0" * 40,
+            "files": mirror.file_records(folder / name, files)
+        }
     mirror.write_manifest(folder, items)
     return folder
 
 
-@pytest.mark.parametrize("name", ["../../outside.parquet", "/etc/passwd", "..", "", "a\nb.parquet", "a/../../b"])
+@pytest.mark.parametrize(
+    "name", ["../../outside.parquet", "/etc/passwd", "..", "", "a\nb.parquet", "a/../../b"]
+)
 def test_names_that_lead_out_of_a_mirror(small, name):
     state = json.loads((small / "mirror.json").read_text())
     state["items"]["glue"]["files"] = {name: [1, "0" * 64]}
@@ -64,7 +72,10 @@ def test_links_that_lead_out_of_a_mirror(small, tmp_path):
 )
 def test_a_mirror_json_that_is_none(small, content):
     (small / "mirror.json").write_text(content)
-    refused(lambda: hub.read_manifest(small), "mirror.json is damaged: fetch it again with `python -m kn mirror", kind=hub.SourceError)
+    refused(
+        lambda: hub.read_manifest(small), "mirror.json is damaged: fetch it again with `python -m kn mirror",
+        kind=hub.SourceError
+    )
 
 
 def test_a_mirror_json_of_hundreds_of_megabytes_is_not_read(small):
@@ -74,7 +85,8 @@ def test_a_mirror_json_of_hundreds_of_megabytes_is_not_read(small):
 
 
 def test_random_damage_of_parquet_is_one_line_and_never_reaches_a_stage(small, monkeypatch):
-    """Forty files: what pyarrow cannot read is named, and what it reads wrongly is found by its sha256 before a stage begins."""
+    """Forty files: what pyarrow cannot read is named, and what it reads wrongly is found by its sha256 before
+    a stage begins."""
     draw, path = random.Random(0), small / "glue" / "rte" / "train-00000-of-00001.parquet"
     content, wanted = path.read_bytes(), hub_datasets.read_glue_task(small, "rte")["train"]
     monkeypatch.setenv("KN_MIRROR", str(small))
@@ -86,11 +98,19 @@ def test_random_damage_of_parquet_is_one_line_and_never_reaches_a_stage(small, m
             made[draw.randrange(len(made))] = draw.randrange(256)
         path.write_bytes(made[: draw.choice([len(made), len(made) // 2])])
         try:
-            assert all(isinstance(text, str) for row in hub_datasets.read_glue_task(small, "rte")["train"] for text in row["texts"])
+            assert all(
+                isinstance(text, str)
+                for row in hub_datasets.read_glue_task(small, "rte")["train"]
+                for text in row["texts"]
+            )
         except hub.SourceError as error:
             assert "\n" not in str(error) and str(path) in str(error)
         if path.read_bytes() != content:
-            refused(lambda: hub.verify(small, settings), f"{path} is damaged (another content than mirror.json says): fetch it again", kind=hub.SourceError)
+            refused(
+                lambda: hub.verify(small, settings),
+                f"{path} is damaged (another content than mirror.json says): fetch it again",
+                kind=hub.SourceError
+            )
     path.write_bytes(content)
     assert hub_datasets.read_glue_task(small, "rte")["train"] == wanted
 
@@ -132,7 +152,9 @@ SCORES = "row,seed,task,score\n"
 )
 def test_damaged_glue_scores(tmp_path, content):
     (tmp_path / "scores.csv").write_bytes(content)
-    refused(lambda: glue_submission.read_scores(tmp_path / "scores.csv", kinds.ROWS), str(tmp_path / "scores.csv"))
+    refused(
+        lambda: glue_submission.read_scores(tmp_path / "scores.csv", kinds.ROWS), str(tmp_path / "scores.csv")
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,4 +178,7 @@ def test_a_corpus_file_that_is_none(tmp_path, change):
     assert documentation.read(tmp_path / "corpus.json") == {"web": one, "wiki": one}
     change(content)
     (tmp_path / "corpus.json").write_text(json.dumps(content))
-    refused(lambda: documentation.read(tmp_path / "corpus.json"), "is no corpus file (", "make it again with `python -m kn export-corpus")
+    refused(
+        lambda: documentation.read(tmp_path / "corpus.json"), "is no corpus file (",
+        "make it again with `python -m kn export-corpus"
+    )
