@@ -50,7 +50,7 @@ def aligned_start(teacher, tokenizer, options) -> None:
         return found[: len(found) // 1024 * 1024].view(-1, 1024)[:windows]
 
     calibration, texts = ids(options.aligned), {"near": ids(options.near, options.windows), "far": ids(options.text, options.windows)}
-    aligned_llama.TOKENS = options.tokens
+    aligned_llama.STREAM_TOKENS = options.tokens
     said = f"benchmarks/smollm2.py {options.text.name} --aligned {options.aligned.name} --near {options.near.name}"
     rows = []
     for name, fields in ALIGNED.items():
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--aligned", type=Path, metavar="CALIBRATION", help="measure the aligned start, calibrated on this text")
     parser.add_argument("--near", type=Path, help="with --aligned: a second text, of the same kind as the calibration's")
-    parser.add_argument("--tokens", type=int, default=aligned_llama.TOKENS, help="with --aligned: how many are run through the layers")
+    parser.add_argument("--tokens", type=int, default=aligned_llama.STREAM_TOKENS, help="with --aligned: how many are run through the layers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--windows", type=int, default=8, help="of 1,024 tokens")
     options = parser.parse_args()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kn.align.gpt2 import prepare
+from kn.align import prepare
 from kn.kronecker import checks
 from kn.kronecker.layers import KRONECKER_MODULES, KroneckerHead, is_conv1d
 from kn.models import model_card

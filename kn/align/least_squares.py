@@ -1,7 +1,7 @@
-"""Least squares and low-rank products under the second moments of real activations (MATH.md §5): what the aligned starts share.
+"""Least squares and low-rank products weighted by the second moments of real activations (MATH.md §5).
 
-Row vectors: a sample is a row x (…, n). Samples come from streams (sequences, length, d) a few sequences at a time, so that
-no more than TOKENS samples stand in memory; sums over all of them, and what is solved from them, are float64.
+Row vectors: a sample is a row x (…, n). Streams (sequences, length, d) are visited a few sequences at a time:
+at most BATCH_TOKENS samples are in memory. Sums over all of them and their solutions are float64.
 """
 
 from __future__ import annotations
@@ -12,91 +12,126 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-3  # added to a Gram matrix's diagonal, relative to its mean
-TOKENS = 4096  # at a time
-STEPS = 32  # of an elimination
+METRIC_RIDGE = 0.1  # added to the diagonal of a metric whose mean is 1
+BATCH_TOKENS = 4096
+ELIMINATION_STEPS = 32
 
 
-def parts(*streams: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The streams (sequences, length, …) a few sequences at a time."""
-    return zip(*(stream.split(max(1, TOKENS // stream.shape[1])) for stream in streams), strict=True)
-
-
-def zero(beside: Tensor) -> Tensor:
-    """A float64 0 on the device of a tensor, for sums of any shape to start from."""
-    return torch.zeros((), dtype=torch.float64, device=beside.device)
+def batches(*streams: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split streams (sequences, length, …) alike into batches of at most BATCH_TOKENS tokens."""
+    return zip(*(stream.split(max(1, BATCH_TOKENS // stream.shape[1])) for stream in streams), strict=True)
 
 
 @torch.no_grad()
-def in_parts(function: Callable[..., Tensor], *streams: Tensor) -> Tensor:
-    """function over the streams, a few sequences at a time."""
-    return torch.cat([function(*part) for part in parts(*streams)])
+def map_batches(function: Callable[..., Tensor], *streams: Tensor) -> Tensor:
+    """function(*streams), batch by batch."""
+    return torch.cat([function(*batch) for batch in batches(*streams)])
+
+
+def cross_moment(x: Tensor, y: Tensor, rows: int = 2048) -> Tensor:
+    """Σ xᵀ y (n, m) over the rows of x (…, n), y (…, m): products of some rows at a time, summed in float64.
+
+    Products are float32 at least: in half precision, a Gram matrix may not be positive definite any more.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    chunks = zip(x.flatten(0, -2).split(rows), y.flatten(0, -2).split(rows), strict=True)
+    return sum((a.to(dtype).T @ b.to(dtype)).double() for a, b in chunks)
 
 
 @torch.no_grad()
-def moments(samples: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> Tensor:
-    """Σ xᵀ y (n, m) over all samples (x, y) that `samples` makes of the streams, float64."""
-    return sum((_product(*samples(*part)) for part in parts(*streams)), start=zero(streams[0]))
+def streamed_cross_moment(samples: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> Tensor:
+    """cross_moment of all samples (x, y) that `samples` makes of batches of the streams."""
+    # 1,024 rows are few enough that float32 rounds far below the ridge
+    return sum(cross_moment(*samples(*batch), rows=1024) for batch in batches(*streams))
 
 
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    x, y = x.flatten(0, -2), y.flatten(0, -2)
-    wide = torch.promote_types(x.dtype, torch.float32)  # a product rounded to half precision may not be positive definite any more
-    return sum((a.to(wide).T @ b.to(wide)).double() for a, b in zip(x.split(1024), y.split(1024), strict=True))  # few enough rows that float32 rounds far below the ridge
+def gram_matrix(features: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:
+    """Σ xᵀ x (n, n), float64, of x = features(stream)."""
+    return streamed_cross_moment(lambda batch: (features(batch),) * 2, stream)
 
 
-def one(x: Tensor) -> Tensor:
+def append_ones(x: Tensor) -> Tensor:
     """x (…, n) with a column of ones after it, for a bias."""
     return torch.cat([x, torch.ones_like(x[..., :1])], -1)
 
 
-def ridged(gram: Tensor) -> Tensor:
-    """gram + ridge."""
-    return gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+def add_ridge(gram: Tensor, ridge: float = RIDGE) -> Tensor:
+    """gram (n, n) + ridge times the mean of its diagonal."""
+    return gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
 
 
-def least_squares(samples: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> Tensor:
-    """The (n, m) map from x to y over all samples (x, y): (Σ xᵀ x + ridge)⁻¹ Σ xᵀ y, float64."""
+def ridge_regression(G: Tensor, C: Tensor, ridge: float = RIDGE, prior: Tensor | None = None) -> Tensor:
+    """The (n, m) map from x to y, (G + ridge)⁻¹ C, from G = Σ xᵀ x (n, n) and C = Σ xᵀ y (n, m).
 
-    def beside(*part: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = samples(*part)
+    Drawn towards a prior (n, m) instead of 0 if given: prior + (G + ridge)⁻¹ (C − G prior).
+    """
+    if prior is None:
+        return torch.linalg.solve(add_ridge(G, ridge), C)
+    return prior + torch.linalg.solve(add_ridge(G, ridge), C - G @ prior)
+
+
+def fit_linear_map(samples: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> Tensor:
+    """ridge_regression (n, m), float64, of all (x, y) that `samples` makes of batches of the streams."""
+
+    def x_and_both(*batch: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = samples(*batch)
         return x, torch.cat([x, y], -1)
 
-    both = moments(beside, *streams)
-    n = len(both)
-    return torch.linalg.solve(ridged(both[:, :n]), both[:, n:])
+    moments = streamed_cross_moment(x_and_both, *streams)  # (n, n + m)
+    return ridge_regression(*moments.tensor_split([len(moments)], 1))
 
 
-def root(gram: Tensor) -> Tensor:
-    """R with Rᵀ R = gram + ridge."""
-    return torch.linalg.cholesky(ridged(gram)).T
+def gram_root(gram: Tensor) -> Tensor:
+    """Upper triangular R with Rᵀ R = gram + ridge."""
+    return torch.linalg.cholesky(add_ridge(gram)).T
 
 
-def low_rank(left: Tensor, right: Tensor, r: int, gram_left: Tensor, gram_right: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The best (n, r), (r, m) for left @ right (n, e)(e, m), errors measured by the Gram matrices of what multiplies each side."""
-    R, S = root(gram_left), None if gram_right is None else root(gram_right)
-    U, s, Vh = torch.linalg.svd(R @ left @ (right if S is None else right @ S.T), full_matrices=False)
-    scale = s[:r].sqrt()
-    new_right = scale[:, None] * Vh[:r]
-    return torch.linalg.solve_triangular(R, U[:, :r] * scale, upper=True), new_right if S is None else torch.linalg.solve_triangular(S, new_right.T, upper=True).T
+def weighted_low_rank(
+    left: Tensor, right: Tensor, rank: int, gram_left: Tensor, gram_right: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Best (n, rank), (rank, m) for left @ right (n, e)(e, m), errors weighted by each side's Gram matrix."""
+    R, S = gram_root(gram_left), None if gram_right is None else gram_root(gram_right)
+    product = R @ left @ (right if S is None else right @ S.T)
+    U, s, Vh = torch.linalg.svd(product, full_matrices=False)
+    scale = s[:rank].sqrt()
+    new_left = torch.linalg.solve_triangular(R, U[:, :rank] * scale, upper=True)
+    new_right = scale[:, None] * Vh[:rank]
+    return new_left, new_right if S is None else torch.linalg.solve_triangular(S, new_right.T, upper=True).T
 
 
-def subset(gram: Tensor, weight: Tensor, keep: int) -> Tensor:
-    """Indices (keep) of the inputs on which a least-squares map does best for the outputs input @ weight (n, m); gram (n + 1, n + 1), ones last.
+def best_subspace(covariance: Tensor, metric: Tensor, rank: int, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Best subspace for rows of this covariance (d, d): its span (d, rank) and the projection (d, d) onto it.
 
-    Backward elimination: dropping input j and refitting the others costs |w_j|² / (C⁻¹)_jj, C the inputs' covariance; a STEPS-th of what must go at a time.
+    An error δ costs δ (metric + METRIC_RIDGE) δᵀ, metric (d, d) of mean diagonal 1; the subspace lies in the
+    span of basis (d, n). All float64.
+    """
+    ridge = METRIC_RIDGE * torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+    R = torch.linalg.cholesky(basis.T @ metric @ basis + ridge).T
+    U = torch.linalg.eigh(R @ basis.T @ covariance @ basis @ R.T).eigenvectors.flip(1)[:, :rank]
+    span = basis @ torch.linalg.solve_triangular(R, U, upper=True)
+    return span, basis @ R.T @ U @ span.T
+
+
+def backward_elimination(gram: Tensor, weight: Tensor, keep: int) -> Tensor:
+    """Indices (keep) of the inputs from which a refitted map gives input @ weight (n, m) best.
+
+    gram (n + 1, n + 1) has ones last. Dropping input j and refitting the others costs |w_j|² / (C⁻¹)_jj, C
+    the inputs' covariance; the surplus goes in ELIMINATION_STEPS equal shares.
     """
     mean = gram[:-1, -1] / gram[-1, -1]
-    inverse, weight = torch.linalg.inv(ridged(gram[:-1, :-1] / gram[-1, -1] - torch.outer(mean, mean))), weight.double().clone()
-    left = torch.arange(len(weight), device=weight.device)
-    for wanted in torch.linspace(len(weight), keep, STEPS + 1).round().int().tolist()[1:]:
+    covariance = gram[:-1, :-1] / gram[-1, -1] - torch.outer(mean, mean)
+    inverse, weight = torch.linalg.inv(add_ridge(covariance)), weight.double().clone()
+    kept = torch.arange(len(weight), device=weight.device)
+    for size in torch.linspace(len(weight), keep, ELIMINATION_STEPS + 1).round().int().tolist()[1:]:
         order = (weight.square().sum(1) / inverse.diagonal()).argsort()
-        drop, stay = order[: len(left) - wanted], order[len(left) - wanted :].sort().values
-        step = torch.linalg.solve(inverse[drop][:, drop], torch.cat([inverse[drop][:, stay], weight[drop]], 1))
-        weight = weight[stay] - inverse[stay][:, drop] @ step[:, wanted:]
-        inverse, left = inverse[stay][:, stay] - inverse[stay][:, drop] @ step[:, :wanted], left[stay]
-    return left
+        drop, stay = order[: len(kept) - size], order[len(kept) - size :].sort().values
+        right = torch.cat([inverse[drop][:, stay], weight[drop]], 1)
+        step = torch.linalg.solve(inverse[drop][:, drop], right)
+        weight = weight[stay] - inverse[stay][:, drop] @ step[:, size:]
+        inverse, kept = inverse[stay][:, stay] - inverse[stay][:, drop] @ step[:, :size], kept[stay]
+    return kept
 
 
-def spread(weight: Tensor, factor: int, dim: int) -> Tensor:
-    """Every column (dim 1) or row (dim 0) followed by factor − 1 of zeros: the Kronecker product with (1, 0, …)."""
+def interleave_zeros(weight: Tensor, factor: int, dim: int) -> Tensor:
+    """Each column (dim 1) or row (dim 0) followed by factor − 1 of zeros: weight ⊗ (1, 0, …)."""
     return torch.stack([weight, *[torch.zeros_like(weight)] * (factor - 1)], dim + 1).flatten(dim, dim + 1)

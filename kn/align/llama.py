@@ -1,8 +1,8 @@
-"""The aligned start for Llama (MATH.md §5): of all weight settings of one model, the one nearest to Kronecker form under real activations.
+"""Aligned start of Llama (MATH.md §5): of all weights of one function, those nearest to Kronecker products.
 
-What aligned.py does for GPT-2, and what Llama asks for beside: the stream may turn freely (RMSNorm has no mean), query heads share
-a key head, and rotary positions tie queries and keys to frequencies, so that halved ones are fitted to the teacher's attention.
-Dense layers are refitted as well: they take up what the compressed ones before them lost. Rows are tokens; sums in float64.
+As gpt2.py, but the stream may be rotated freely (RMSNorm has no mean), query heads share a key head, and
+rotary positions tie queries and keys to frequencies: narrow ones are fitted to the teacher's attention
+(rotary.py). Dense layers behind a compressed one are refitted: they make up for its loss.
 """
 
 from __future__ import annotations
@@ -14,284 +14,323 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from kn.align import symmetries_llama as align
-from kn.align.least_squares import in_parts, low_rank, parts, spread, zero
-from kn.align.rotary import cross, narrow_query_key, outputs, spaced
+from kn.align import least_squares as lsq
+from kn.align import symmetries_llama as symmetries
+from kn.align.calibration import check_calibration, evenly_spaced, gradient_covariance, token_frequencies
+from kn.align.least_squares import cross_moment, interleave_zeros, map_batches
+from kn.align.rotary import narrow_heads, narrow_query_key
 from kn.models.config import KroneckerSpec
 from kn.models.llama import GATED, KnLlamaForCausalLM
 
-TOKENS = 65536  # of the calibration text are run through the layers; all of it is counted
-GRADIENTS = 4096  # tokens for the sensitivity of the loss
-IDENTITY = 0.1  # added to that sensitivity, whose mean is 1
-SMOOTHING = 500.0  # counted in addition: every token; nearly alike is best, in the calibration text's domain, too (LOG.md)
-OWN = 0.01  # ridge, relative to the mean of the Gram matrix's diagonal: of a narrow writer towards the teacher's weights, for what its own layer lost
-WRITE = 0.3  # of writers towards that, for what the layers before lost: less text asks for more (LOG.md)
-START = 0.03  # of the first layer's, that reads a halved embedding
-READ = 0.1  # of the map between the streams that readers see, towards the identity
-OUTLIER = 4.0  # times the median size: such a token is where attention rests (the first of a sequence, above all), that later ones look at
-SINK = 64.0  # tokens that it counts for
-DENSE = True  # refit the dense layers too
+STREAM_TOKENS = 65536  # of the calibration text run through the layers; token frequencies count all of it
+GRADIENT_TOKENS = 4096  # for gradient_covariance
+SMOOTHING = 500.0  # added to every token's count; nearly equal frequencies are best in any domain (LOG.md)
+# ridges, relative to the mean of a Gram matrix's diagonal; less text asks for more (LOG.md)
+RIDGE_OWN_LAYER = 0.01  # of a narrow writer towards the teacher's weights, for what its own layer lost
+RIDGE_WRITER = 0.3  # of writers towards those, for what earlier layers lost
+RIDGE_FIRST_WRITER = 0.03  # of the first layer's MLP writer if the embedding is compressed
+RIDGE_READER = 0.1  # of the map between the streams that readers see, towards the identity
+SINK_NORM = 4.0  # times the median norm: an attention sink (a sequence's first token, above all)
+SINK_WEIGHT = 64.0  # least-squares weight of an attention-sink token; others have 1
 
 
-def equivalent(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaForCausalLM:
-    """An untied model with the teacher's logits, in the basis of the compressed one: what ILKD should compare with; ids (sequences, length)."""
+# ---------------------------------------------------------------- the teacher in the student's basis
+
+
+def equivalent_teacher(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaForCausalLM:
+    """An untied model with the same logits, rotated so that the compressed embedding keeps most of it.
+
+    ids: (sequences, length) of calibration text. Raises ValueError as `check` does.
+    """
     check(model, spec, ids)
-    return _turned(model, spec, ids)[0].to(model.dtype).train(model.training)
+    return _rotated_teacher(model, spec, ids)[0].to(model.dtype).train(model.training)
 
 
-def _turned(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> tuple[LlamaForCausalLM, Tensor | None, Tensor | None]:
-    """The equivalent teacher, the (d, d) map from its token embedding to the nearest one that KroneckerEmbedding can hold, and the tokens' shares (V)."""
-    teacher = align.untied(model).to(torch.promote_types(model.dtype, torch.float32)).eval()
-    align.fold_norms(teacher)
+def _rotated_teacher(
+    model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor
+) -> tuple[LlamaForCausalLM, Tensor | None, Tensor | None]:
+    """(teacher, projection (d, d) of its embedding as in gpt2.py, token frequencies (vocabulary))."""
+    teacher = symmetries.untied(model).to(torch.promote_types(model.dtype, torch.float32)).eval()
+    symmetries.fold_norms(teacher)
     if not spec.embedding:
         return teacher, None, None
-    table = teacher.model.embed_tokens.weight
-    count = torch.bincount(ids.flatten(), minlength=len(table)).double() + SMOOTHING
-    rows, share = table.detach().double(), count / count.sum()
-    Q, P = turn(rows.T @ (share[:, None] * rows), sensitivity(teacher, spaced(ids, GRADIENTS)), spec.embedding_factor or spec.factor)
-    align.rotate(teacher, Q)
-    return teacher, Q.T @ P @ Q, share
+    rows = teacher.model.embed_tokens.weight.detach().double()
+    frequency = token_frequencies(ids, len(rows), SMOOTHING)
+    metric = gradient_covariance(
+        teacher.model.embed_tokens, lambda x, batch: [teacher(inputs_embeds=x, labels=batch).loss],
+        evenly_spaced(ids, GRADIENT_TOKENS).split(1),
+    )
+    covariance = rows.T @ (frequency[:, None] * rows)
+    Q, P = optimal_rotation(covariance, metric, spec.embedding_factor or spec.factor)
+    symmetries.rotate(teacher, Q)
+    return teacher, Q.T @ P @ Q, frequency
 
 
-def sensitivity(teacher: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """How much a direction of the embedding matters to the loss: E[g gᵀ] (d, d) of mean diagonal 1, and IDENTITY; g the gradient by a token's embedding."""
-    total = zero(ids)
-    for part in ids.split(1):
-        x = teacher.model.embed_tokens(part).detach().requires_grad_()
-        with torch.enable_grad():
-            (g,) = torch.autograd.grad(teacher(inputs_embeds=x, labels=part).loss, x)
-        total = total + cross(g, g)
-    return total / total.diagonal().mean() + IDENTITY * torch.eye(len(total), dtype=torch.float64, device=ids.device)
+def optimal_rotation(covariance: Tensor, metric: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Q (d, d), orthogonal, that turns the best_subspace of rank d/f onto every f-th coordinate.
 
-
-def turn(covariance: Tensor, metric: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Q (d, d), orthogonal, that puts the best d/f directions of the rows on every f-th coordinate, and the projection P (d, d) onto them.
-
-    Best for rows of that covariance when an error δ costs δ metric δᵀ.
+    Also returns the projection P (d, d) onto that subspace. Both float64.
     """
     d = len(covariance)
     eye = torch.eye(d, dtype=torch.float64, device=covariance.device)
-    R = torch.linalg.cholesky(metric).T
-    U = torch.linalg.eigh(R @ covariance @ R.T).eigenvectors.flip(1)[:, : d // factor]
-    best = torch.linalg.solve_triangular(R, U, upper=True)  # (d, d/f), the rows' new span
-    basis = torch.linalg.qr(torch.cat([best, eye], 1)).Q[:, :d]  # that span, then the rest
-    return basis @ eye[torch.arange(d).view(-1, factor).T.flatten()], R.T @ U @ best.T
+    span, P = lsq.best_subspace(covariance, metric, d // factor, eye)
+    basis = torch.linalg.qr(torch.cat([span, eye], 1)).Q[:, :d]  # the span, then the rest
+    return basis @ eye[torch.arange(d).view(-1, factor).T.flatten()], P
 
 
-def toward(prior: Tensor, G: Tensor, C: Tensor, ridge: float) -> Tensor:
-    """The (n, m) least-squares map with Gram matrix G (n, n) of the inputs and cross moments C (n, m), drawn towards prior (n, m)."""
-    lifted = G + ridge * G.diagonal().mean() * torch.eye(len(G), dtype=G.dtype, device=G.device)
-    return prior + torch.linalg.solve(lifted, C - G @ prior)
+# ---------------------------------------------------------------- readers and writers of the stream
 
 
-def mend(layers: tuple[nn.Linear, ...], norms: tuple[nn.Module, nn.Module], x_t: Tensor, x_s: Tensor, share: Tensor | None = None) -> None:
-    """Let readers see the teacher's normed stream as far as the student's tells it: W ← W Mᵀ, x_s M ≈ x_t, one M (d, d) for all that read it.
+def refit_readers(
+    layers: tuple[nn.Linear, ...], norms: tuple[nn.Module, nn.Module], x_t: Tensor, x_s: Tensor,
+    weights: Tensor | None = None,
+) -> None:
+    """Refit all linear layers that read one norm. Streams (sequences, length, d), weights (sequences, 1, 1).
 
-    share: a weight for every row, where the rows are not tokens of a text but the vocabulary's.
+    Ridge regression finds M (d, d) with norm(x_s) M ≈ norm(x_t), shrunk towards the identity; then W ← W Mᵀ.
     """
-    G = C = zero(x_s)
-    for t, s, *w in parts(x_t, x_s, *([] if share is None else [share])):
+    G = C = 0
+    for t, s, *w in lsq.batches(x_t, x_s, *([] if weights is None else [weights])):
         t, s = norms[0](t), norms[1](s)
-        left = s * w[0] if w else s
-        G, C = G + cross(left, s), C + cross(left, t)
-    M = toward(torch.eye(len(G), dtype=G.dtype, device=G.device), G, C, READ).T
+        weighted = s * w[0] if w else s
+        G, C = G + cross_moment(weighted, s), C + cross_moment(weighted, t)
+    M = lsq.ridge_regression(G, C, RIDGE_READER, torch.eye(len(G), dtype=G.dtype, device=G.device)).T
     for layer in layers:
         for rows in layer.weight.split(8192):
             rows.copy_(rows.double() @ M)
 
 
-class Writer:
-    """A linear map that adds to the stream: the least squares of its output, every token's error relative to the teacher's stream.
+class WriterRegression:
+    """Ridge regression of a linear layer that writes to the stream, errors relative to the stream's norm.
 
-    z (sequences, length, n) is what it reads, target what it should write, x_t the teacher's stream after it. W (n, d), with
-    the bias as one more row, is the teacher's; G and C are the moments.
+    Layer inputs z (sequences, length, n), target outputs and teacher's stream x_t (sequences, length, d).
+    W (n, d) holds the teacher's weights, with the bias as one more row; G = Σ zᵀ z, C = Σ zᵀ target.
     """
 
     def __init__(self, layer: nn.Linear, z: Tensor, target: Tensor, x_t: Tensor):
-        self.layer, self.biased = layer, layer.bias is not None
+        self.layer, self.has_bias = layer, layer.bias is not None
         self.W = layer.weight.double().T
-        if self.biased:
+        if self.has_bias:
             self.W = torch.cat([self.W, layer.bias.double()[None]])
-        self.G = self.C = zero(z)
-        for a, t, x in parts(z, target, x_t):
-            size = x.square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()  # RMSNorm divides by this before anything reads it
-            w = torch.where(size > OUTLIER * size.median(), SINK**0.5, 1.0) / size
-            a = torch.cat([a * w, w], -1) if self.biased else a * w
-            self.G, self.C = self.G + cross(a, a), self.C + cross(a, t * w)
+        self.G = self.C = 0
+        for a, t, x in lsq.batches(z, target, x_t):
+            norm = x.square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()  # RMSNorm divides by it next
+            w = torch.where(norm > SINK_NORM * norm.median(), SINK_WEIGHT**0.5, 1.0) / norm
+            a = torch.cat([a * w, w], -1) if self.has_bias else a * w
+            self.G, self.C = self.G + cross_moment(a, a), self.C + cross_moment(a, t * w)
 
     def refit(self, ridge: float) -> None:
-        """For a dense layer."""
-        self._set(toward(self.W, self.G, self.C, ridge), 1)
+        """Refit a dense layer, drawn towards its weights."""
+        self._set(lsq.ridge_regression(self.G, self.C, ridge, self.W), 1)
 
     def narrow(self, A: Tensor, prior: Tensor, ridge: float, factor: int) -> None:
-        """For a compressed one, that reads z A, A (n, n/f): what the teacher's weights would write, near to prior (n/f, d); then the target; spread over every f-th input."""
-        if self.biased:
+        """Refit a layer that will read z A, A (n, n/f), followed by zeros, drawn towards prior (n/f, d).
+
+        First to what the teacher's weights write, then to the target.
+        """
+        if self.has_bias:
             A, prior = torch.block_diag(A, torch.ones_like(A[:1, :1])), torch.cat([prior, self.W[-1:]])
         G = A.T @ self.G @ A
-        own = toward(prior, G, A.T @ self.G @ self.W, OWN)
-        self._set(toward(own, G, A.T @ self.C, ridge), factor)
+        own = lsq.ridge_regression(G, A.T @ self.G @ self.W, RIDGE_OWN_LAYER, prior)
+        self._set(lsq.ridge_regression(G, A.T @ self.C, ridge, own), factor)
 
-    def _set(self, found: Tensor, factor: int) -> None:
-        if self.biased:
-            found, bias = found[:-1], found[-1]
+    def _set(self, fitted: Tensor, factor: int) -> None:
+        if self.has_bias:
+            fitted, bias = fitted[:-1], fitted[-1]
             self.layer.bias.copy_(bias)
-        self.layer.weight.copy_(spread(found, factor, 0).T)
+        self.layer.weight.copy_(interleave_zeros(fitted, factor, 0).T)
 
 
-def narrow_values(attn: nn.Module, writer: Writer, ridge: float, factor: int) -> Tensor:
-    """The best e/f of a key head's e values, by the mixed values' moments and the output projections of all its query heads; then those refitted. Returns the map (n, n/f)."""
+def narrow_values(attn: nn.Module, writer: WriterRegression, factor: int) -> Tensor:
+    """Values of size e/f per key head, by their moments and all output projections that read them.
+
+    Returns the map (n, n/f) of o_proj's inputs.
+    """
     e, groups = attn.head_dim, attn.num_key_value_groups
-    n = attn.o_proj.in_features
+    eye = torch.eye(e, dtype=writer.G.dtype, device=writer.G.device)
     maps: list[Tensor] = []
-    right: list[Tensor] = []
-    for key in range(n // e // groups):
-        rows = [slice(h * e, (h + 1) * e) for h in align.group(attn, key)]
-        pooled = sum(writer.G[r, r] for r in rows)
-        left, outs = low_rank(torch.eye(e, dtype=pooled.dtype, device=pooled.device), torch.cat([writer.W[r] for r in rows], 1), e // factor, pooled)
+    outputs: list[Tensor] = []
+    for key_head in range(attn.o_proj.in_features // e // groups):
+        rows = [slice(h * e, (h + 1) * e) for h in symmetries.query_heads(attn, key_head)]
+        output = torch.cat([writer.W[r] for r in rows], 1)  # (e, groups · d)
+        left, right = lsq.weighted_low_rank(eye, output, e // factor, sum(writer.G[r, r] for r in rows))
         maps.append(left)
-        right += outs.chunk(groups, 1)
-    outputs(attn.v_proj, torch.stack(maps), factor)
+        outputs += right.chunk(groups, 1)
+    narrow_heads(attn.v_proj, torch.stack(maps), factor)
     A = torch.block_diag(*(m for m in maps for _ in range(groups)))
-    writer.narrow(A, torch.cat(right), ridge, factor)
+    writer.narrow(A, torch.cat(outputs), RIDGE_WRITER, factor)
     return A
 
 
-def kept_units(G: Tensor, W: Tensor, wanted: int, ridge: float = OWN) -> Tensor:
-    """Indices of the units to keep: an eighth at a time leaves, those whose output (G their Gram matrix, W what each writes) the others can make up for best."""
-    G = G + ridge * G.diagonal().mean() * torch.eye(len(G), dtype=G.dtype, device=G.device)
-    alive, aim = torch.arange(len(G), device=G.device), G @ W
-    while len(alive) > wanted:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(G[alive][:, alive]))
-        cost = (inverse @ aim[alive]).square().sum(1) / inverse.diagonal()
-        drop = min(len(alive) - wanted, max(1, len(alive) // 8))
-        alive = alive[cost.argsort(stable=True)[drop:].sort().values]
-    return alive
+def select_neurons(G: Tensor, W: Tensor, keep: int, ridge: float = RIDGE_OWN_LAYER) -> Tensor:
+    """Indices (keep) of the neurons that stay: an eighth leaves at a time, those the others make up for best.
+
+    G (n, n): Gram matrix of the neurons, W (n, d): output weights.
+    """
+    G = lsq.add_ridge(G, ridge)
+    kept, target = torch.arange(len(G), device=G.device), G @ W
+    while len(kept) > keep:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(G[kept][:, kept]))
+        cost = (inverse @ target[kept]).square().sum(1) / inverse.diagonal()
+        drop = min(len(kept) - keep, max(1, len(kept) // 8))
+        kept = kept[cost.argsort(stable=True)[drop:].sort().values]
+    return kept
 
 
-def narrow_units(mlp: nn.Module, writer: Writer, ridge: float, factor: int) -> Tensor:
-    """1/f of the gated hidden units, and the last map refitted on them. Returns their indices."""
+def prune_neurons(mlp: nn.Module, writer: WriterRegression, ridge: float, factor: int) -> Tensor:
+    """Keep 1/f of the gated MLP's neurons and refit down_proj on them; returns their indices (n/f,)."""
     n = mlp.down_proj.in_features
     G = writer.G[:n, :n]
-    if writer.biased:  # what the bias explains is no unit's worth
+    if writer.has_bias:  # what the bias explains does not count for a neuron
         G = G - writer.G[:n, n:] @ writer.G[n:, :n] / writer.G[n, n]
-    keep = kept_units(G, writer.W[:n], n // factor)
-    for layer in (mlp.gate_proj, mlp.up_proj):
-        for parameter in layer.parameters():
-            parameter.copy_(spread(parameter[keep].view(len(keep), -1), factor, 0).view_as(parameter))
-    choose = torch.eye(n, dtype=G.dtype, device=G.device)[:, keep]
-    writer.narrow(choose, writer.W[keep], ridge, factor)
+    keep = select_neurons(G, writer.W[:n], n // factor)
+    for parameter in (*mlp.gate_proj.parameters(), *mlp.up_proj.parameters()):
+        kept = parameter[keep].view(len(keep), -1)
+        parameter.copy_(interleave_zeros(kept, factor, 0).view_as(parameter))
+    writer.narrow(torch.eye(n, dtype=G.dtype, device=G.device)[:, keep], writer.W[keep], ridge, factor)
     return keep
 
 
+# ---------------------------------------------------------------- the model
+
+
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
-    """Raises ValueError, one line, for a model, a spec or calibration ids (sequences, length) that cannot be aligned."""
+    """Raises ValueError for a model, a spec or calibration ids (sequences, length) that cannot be aligned."""
     if type(model) is not LlamaForCausalLM:
-        raise ValueError(f"init 'aligned' takes LlamaForCausalLM among Llama's classes, got {type(model).__name__}: take init='svd'")
-    config = model.config
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel() or ids.shape[1] < 2:
-        raise ValueError("init 'aligned' needs calibration=token ids, an integer tensor (sequences, length) of some 65,000 tokens of text")
-    if ids.device != model.device:
-        raise ValueError(f"the calibration ids are on {ids.device} and the model on {model.device}: move one of them with .to()")
-    if ids.shape[1] > config.max_position_embeddings or ids.min() < 0 or ids.max() >= config.vocab_size:
-        raise ValueError(f"calibration ids must be below {config.vocab_size} in sequences of at most {config.max_position_embeddings}, got up to {int(ids.max())} and {ids.shape[1]}")
-    if spec.rank != 1 or spec.ranks or not spec.out_proj or spec.factor < 2:
-        raise ValueError("init 'aligned' pairs inputs and outputs: it needs rank 1 everywhere, out_proj=True and a factor of at least 2")
-    if spec.embedding and ((factor := spec.embedding_factor or spec.factor) < 2 or config.hidden_size % factor):
-        raise ValueError(f"init 'aligned' needs an embedding factor of at least 2 that divides {config.hidden_size}, got {factor}")
-    narrowed(spec, config.num_hidden_layers)
-    if spec.head == "tied":
-        raise ValueError("init 'aligned' gives the head the last norm's gain, so it cannot be the embedding's factors: take head='dense'")
-    if (size := model.model.layers[0].self_attn.head_dim) % (2 * spec.factor) or config.intermediate_size % spec.factor:
-        raise ValueError(f"factor {spec.factor} does not divide the frequencies of a head of {size} (half its size) and the {config.intermediate_size} hidden units")
+        got = type(model).__name__
+        raise ValueError(
+            f"init 'aligned' takes LlamaForCausalLM among Llama's classes, got {got}: take init='svd'"
+        )
+    if isinstance(ids, Tensor) and ids.device != model.device:
+        where = f"the calibration ids are on {ids.device} and the model on {model.device}"
+        raise ValueError(f"{where}: move one of them with .to()")
+    check_calibration(model, spec, ids, tokens="65,000")
+    config, size = model.config, model.model.layers[0].self_attn.head_dim
+    compressed_layers(spec, config.num_hidden_layers)
+    if size % (2 * spec.factor) or config.intermediate_size % spec.factor:
+        raise ValueError(
+            f"factor {spec.factor} does not divide the frequencies of a head of {size} (half its size) "
+            f"and the {config.intermediate_size} hidden units"
+        )
 
 
-def narrowed(spec: KroneckerSpec, layers: int) -> tuple[set[int], set[int]]:
-    """The layers whose attention and those whose feed-forward network are compressed; ValueError where only some matrices of one are, or in another shape."""
-    plan = spec.factor_shapes(layers, {path: side for path, (side, _) in KnLlamaForCausalLM.target_modules.items()}, KnLlamaForCausalLM.out_proj)
+def compressed_layers(spec: KroneckerSpec, layers: int) -> tuple[set[int], set[int]]:
+    """Indices of the layers whose attention and of those whose MLP is compressed.
+
+    Raises ValueError where only some matrices of one are, or where B has a shape of its own.
+    """
+    sides = {path: side for path, (side, _) in KnLlamaForCausalLM.target_modules.items()}
+    shapes = spec.factor_shapes(layers, sides, KnLlamaForCausalLM.out_proj)
     found = []
-    for paths in ([path for path in KnLlamaForCausalLM.target_modules if path not in GATED], GATED):
-        found.append({i for i in range(layers) if f"{i}.{paths[0]}" in plan})
-        wanted = {f"{i}.{path}" for i in found[-1] for path in paths}
-        if {name for name in plan if name.partition(".")[2] in paths} != wanted:
-            raise ValueError(f"init 'aligned' compresses {', '.join(paths)} of a layer together or not at all")
+    for paths in ([path for path in sides if path not in GATED], GATED):
+        found.append({i for i in range(layers) if f"{i}.{paths[0]}" in shapes})
+        together = {f"{i}.{path}" for i in found[-1] for path in paths}
+        if {name for name in shapes if name.partition(".")[2] in paths} != together:
+            names = ", ".join(paths)
+            raise ValueError(f"init 'aligned' compresses {names} of a layer together or not at all")
     if any(shape is not None for shape in spec.shapes.values()):
-        raise ValueError("init 'aligned' pairs inputs and outputs: shapes may leave matrices dense (None), not give them another B")
+        raise ValueError(
+            "init 'aligned' pairs inputs and outputs: "
+            "shapes may leave matrices dense (None), not give them another B"
+        )
     return found[0], found[1]
 
 
 @torch.no_grad()
 def prepare(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaForCausalLM:
-    """A dense model near to the teacher whose compressed matrices are Kronecker products with B = (1, 0, …); ids (sequences, length)."""
+    """A dense model near equivalent_teacher whose compressed matrices are Kronecker products, B = (1, 0, …).
+
+    ids: (sequences, length) of calibration text. Raises ValueError as `check` does.
+    """
     check(model, spec, ids)
-    teacher, halved, share = _turned(model, spec, ids)
-    teacher.set_attn_implementation("sdpa")  # without a mask this is causal
+    teacher, projection, frequency = _rotated_teacher(model, spec, ids)
+    teacher.set_attn_implementation("sdpa")  # causal without a mask
     student = copy.deepcopy(teacher)
-    if halved is not None:
-        student.model.embed_tokens.weight.copy_(student.model.embed_tokens.weight.double() @ halved)
-    blocks = list(zip(teacher.model.layers, student.model.layers, strict=True))
-    small = narrowed(spec, len(blocks))
-    first = -1 if halved is not None else min(small[0] | small[1], default=len(blocks))
-    some = spaced(ids, TOKENS)
-    x_t, x_s = (m.model.embed_tokens(some) for m in (teacher, student))
+    embeddings = [m.model.embed_tokens for m in (teacher, student)]
+    if projection is not None:
+        embeddings[1].weight.copy_(embeddings[1].weight.double() @ projection)
+    narrow_attention, narrow_mlp = compressed_layers(spec, len(teacher.model.layers))
+    compressed = narrow_attention | narrow_mlp
+    first = -1 if projection is not None else min(compressed, default=len(teacher.model.layers))
+    text = evenly_spaced(ids, STREAM_TOKENS)
+    x_t, x_s = (embedding(text) for embedding in embeddings)
     positions = teacher.model.rotary_emb(x_t, torch.arange(ids.shape[1], device=ids.device)[None])
-    for index, (dense, block) in enumerate(blocks):
-        attn, mlp, behind, reads_words = block.self_attn, block.mlp, DENSE and index > first, index == 0 and halved is not None
-        if behind:
-            seen = (x_t, x_s)
-            if reads_words:  # the first layer reads little but tokens: its attention is fitted to the whole vocabulary
-                seen = (*(m.model.embed_tokens.weight[:, None] for m in (teacher, student)), share[:, None, None].to(x_t.dtype))
-            mend((attn.q_proj, attn.k_proj, attn.v_proj), (dense.input_layernorm, block.input_layernorm), *seen)
-        x_t, x_s = _attention(dense, block, x_t, x_s, positions, spec.factor if index in small[0] else 1, behind)
-        behind = behind or (DENSE and index in small[0])
-        if behind:
-            mend((mlp.gate_proj, mlp.up_proj), (dense.post_attention_layernorm, block.post_attention_layernorm), x_t, x_s)
-        x_t, x_s = _feed_forward(dense, block, x_t, x_s, spec.factor if index in small[1] else 1, behind, START if reads_words else WRITE)
-    if DENSE:
-        mend((student.lm_head,), (teacher.model.norm, student.model.norm), x_t, x_s)
+    for index, (dense, block) in enumerate(zip(teacher.model.layers, student.model.layers, strict=True)):
+        attn, mlp, refits, ridge = block.self_attn, block.mlp, index > first, RIDGE_WRITER
+        streams = [x_t, x_s]
+        if index == 0 and projection is not None:
+            # the first layer reads little but tokens: its attention is fitted to the vocabulary, not the text
+            streams = [embedding.weight[:, None] for embedding in embeddings]
+            streams.append(frequency[:, None, None].to(x_t.dtype))
+            ridge = RIDGE_FIRST_WRITER
+        if refits:
+            norms = (dense.input_layernorm, block.input_layernorm)
+            refit_readers((attn.q_proj, attn.k_proj, attn.v_proj), norms, *streams)
+        factor = spec.factor if index in narrow_attention else 1
+        x_t, x_s = _fit_attention(dense, block, x_t, x_s, positions, factor, refits)
+        refits = refits or index in narrow_attention
+        if refits:
+            norms = (dense.post_attention_layernorm, block.post_attention_layernorm)
+            refit_readers((mlp.gate_proj, mlp.up_proj), norms, x_t, x_s)
+        factor = spec.factor if index in narrow_mlp else 1
+        x_t, x_s = _fit_mlp(dense, block, x_t, x_s, factor, refits, ridge)
+    refit_readers((student.lm_head,), (teacher.model.norm, student.model.norm), x_t, x_s)
     student.set_attn_implementation(model.config._attn_implementation)
     return student.to(model.dtype).train(model.training)
 
 
-def _read_by(layer: nn.Linear, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What a layer reads while function(x) runs, some sequences at a time."""
-    found = []
-    hook = layer.register_forward_pre_hook(lambda _layer, inputs: found.append(inputs[0]))
-    in_parts(function, x)
-    hook.remove()
-    return torch.cat(found)
+def _fit_attention(
+    dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tensor, positions: tuple[Tensor, Tensor],
+    factor: int, refits: bool,
+) -> tuple[Tensor, Tensor]:
+    """Both streams after the attention, the student's narrowed if factor > 1, else refitted if asked for."""
 
-
-def _attention(dense, block, x_t: Tensor, x_s: Tensor, positions, factor: int, behind: bool) -> tuple[Tensor, Tensor]:
-    """Both streams after the attention, the student's narrowed if factor > 1, or refitted if it lies behind what is compressed."""
-    attn = block.self_attn
-
-    def attend(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    def attention(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda x: layer.self_attn(layer.input_layernorm(x), positions, None)[0]
+
+    def narrow(writer: WriterRegression) -> Callable[[Tensor], Tensor]:
+        A = narrow_values(block.self_attn, writer, factor).to(x_s.dtype)
+        return lambda z: interleave_zeros(z @ A, factor, 2)
 
     if factor > 1:
         narrow_query_key(dense, block, x_t, x_s, positions, factor)
-    after = x_t + in_parts(attend(dense), x_t)
-    mixed = _read_by(attn.o_proj, attend(block), x_s)
-    if behind or factor > 1:
-        writer = Writer(attn.o_proj, mixed, after - x_s, after)
-        if factor == 1:
-            writer.refit(WRITE)
-        else:
-            A = narrow_values(attn, writer, WRITE, factor).to(mixed.dtype)
-            mixed = in_parts(lambda z: nn.functional.pad((z @ A)[..., None], (0, factor - 1)).flatten(-2), mixed)
-    return after, x_s + in_parts(attn.o_proj, mixed)
+    fit = narrow if factor > 1 else RIDGE_WRITER if refits else None
+    return _fit_writer(block.self_attn.o_proj, attention(dense), attention(block), x_t, x_s, fit)
 
 
-def _feed_forward(dense, block, x_t: Tensor, x_s: Tensor, factor: int, behind: bool, ridge: float) -> tuple[Tensor, Tensor]:
-    """Both streams after the feed-forward network, the student's narrowed if factor > 1, or refitted if it lies behind what is compressed."""
-    mlp = block.mlp
-    after = x_t + in_parts(lambda x: dense.mlp(dense.post_attention_layernorm(x)), x_t)
-    hidden = _read_by(mlp.down_proj, lambda x: block.mlp(block.post_attention_layernorm(x)), x_s)
-    if behind or factor > 1:
-        writer = Writer(mlp.down_proj, hidden, after - x_s, after)
-        if factor == 1:
-            writer.refit(ridge)
+def _fit_mlp(
+    dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tensor, factor: int, refits: bool, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """Both streams after the MLP, the student's narrowed if factor > 1, else refitted if asked for."""
+
+    def mlp(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda x: layer.mlp(layer.post_attention_layernorm(x))
+
+    def narrow(writer: WriterRegression) -> Callable[[Tensor], Tensor]:
+        keep = prune_neurons(block.mlp, writer, ridge, factor)
+        return lambda z: interleave_zeros(z[..., keep], factor, 2)
+
+    fit = narrow if factor > 1 else ridge if refits else None
+    return _fit_writer(block.mlp.down_proj, mlp(dense), mlp(block), x_t, x_s, fit)
+
+
+def _fit_writer(
+    layer: nn.Linear, teacher: Callable, student: Callable, x_t: Tensor, x_s: Tensor,
+    fit: float | Callable[[WriterRegression], Callable[[Tensor], Tensor]] | None,
+) -> tuple[Tensor, Tensor]:
+    """Both streams after a sublayer (teacher, student: stream → output) whose output `layer` writes.
+
+    fit: a ridge to refit the layer with, or a function that narrows it and returns the map to its new inputs.
+    """
+    after, inputs = x_t + map_batches(teacher, x_t), []
+    hook = layer.register_forward_pre_hook(lambda _layer, args: inputs.append(args[0]))
+    map_batches(student, x_s)
+    hook.remove()
+    z = torch.cat(inputs)
+    if fit is not None:
+        writer = WriterRegression(layer, z, after - x_s, after)
+        if callable(fit):
+            z = map_batches(fit(writer), z)
         else:
-            keep = narrow_units(mlp, writer, ridge, factor)
-            hidden = in_parts(lambda z: nn.functional.pad(z[..., keep, None], (0, factor - 1)).flatten(-2), hidden)
-    return after, x_s + in_parts(mlp.down_proj, hidden)
+            writer.refit(fit)
+    return after, x_s + map_batches(layer, z)

@@ -1,7 +1,7 @@
-"""The usual other way to the same size: every matrix that a KroneckerSpec would compress becomes a product of two thin ones.
+"""Low-rank baseline of the same size: each matrix that a KroneckerSpec compresses is two thin ones instead.
 
-A baseline for beyond_compression, as good as the aligned start's own tools make it: activation-weighted, with biases, layer
-after layer on the compressed prefix, dense layers corrected, the embedding in its best directions.
+As good as the tools of the aligned start make it: activation-weighted, with biases, layer after layer on the
+compressed prefix, dense layers refitted, the embedding in its best directions.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kn.align import gpt2 as aligned
-from kn.align.least_squares import low_rank, moments, one
+from kn.align.gpt2 import Sublayer, build_aligned_pair, refit_writer
+from kn.align.least_squares import append_ones, gram_matrix, weighted_low_rank
 from kn.models.config import KroneckerSpec
 
 
 class LowRankLinear(nn.Module):
-    """y = (x U) V + b, for each of `stacked` equal parts of the outputs: U (stacked, n, r), V (stacked, r, m / stacked), b (m)."""
+    """y = (x U) V + b, y in p equal parts (fused layers): U (p, n, r), V (p, r, m / p), b (m)."""
 
     def __init__(self, U: Tensor, V: Tensor, bias: Tensor):
         super().__init__()
@@ -36,38 +36,50 @@ class LowRankEmbedding(nn.Module):
         return nn.functional.embedding(ids, self.A) @ self.V
 
 
-def rank_of(n: int, m: int, factor: int) -> int:
-    """The rank at which n·r + r·m comes nearest below the n·m / factor parameters of a Kronecker product."""
+def rank_for(n: int, m: int, factor: int) -> int:
+    """The largest rank (at least 1) with n·r + r·m ≤ n·m / factor, the size of a Kronecker product."""
     return max(1, n * m // (factor * (n + m)))
 
 
 @torch.no_grad()
-def start(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> tuple[nn.Module, nn.Module]:
-    """(equivalent teacher, low-rank model) for a GPT2LMHeadModel, at the parameters of KroneckerSpec's model; ids (sequences, length) of calibration text."""
-    teacher, student = aligned.pair(model, spec, ids, to_smaller=to_thin)
-    if spec.embedding:  # projected already: a thin product holds it exactly
-        table = student.transformer.wte
-        V = torch.linalg.svd(table.weight.double(), full_matrices=False).Vh[: table.embedding_dim // (spec.embedding_factor or spec.factor)]
-        student.transformer.wte = LowRankEmbedding((table.weight.double() @ V.T).to(table.weight.dtype), V.to(table.weight.dtype))
+def build_low_rank_pair(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> tuple[nn.Module, nn.Module]:
+    """(equivalent teacher, low-rank GPT2LMHeadModel with as many parameters as KroneckerSpec's model).
+
+    ids: (sequences, length) of calibration text.
+    """
+    teacher, student = build_aligned_pair(model, spec, ids, fit_sublayer=fit_low_rank_sublayer)
+    if spec.embedding:  # already projected: a thin product holds it exactly
+        embedding = student.transformer.wte.weight
+        rank, weight = embedding.shape[1] // (spec.embedding_factor or spec.factor), embedding.double()
+        V = torch.linalg.svd(weight, full_matrices=False).Vh[:rank]
+        student.transformer.wte = LowRankEmbedding((weight @ V.T).to(embedding.dtype), V.to(embedding.dtype))
     return teacher, student
 
 
-def to_thin(half: aligned.Half, teacher: aligned.Half, name: str, y_t: Tensor, x_s: Tensor, factor: int) -> None:
-    """One half of a compressed layer: reader and writer as thin products, the writer refitted first."""
-    half.reader = thin(half.reader, moments(lambda x: (one(half.norm(x)),) * 2, x_s), factor)
-    aligned.correct_writer(half, y_t, x_s)
-    half.module.c_proj = thin(half.writer, moments(lambda x: (one(half.inside(x)[0]),) * 2, x_s), factor)
+def fit_low_rank_sublayer(
+    sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor, factor: int
+) -> None:
+    """Make in_proj and out_proj products of thin matrices; in between, out_proj is refitted to y_t."""
+    gram = gram_matrix(lambda x: append_ones(sublayer.norm(x)), x_s)
+    setattr(sublayer.module, sublayer.in_proj_name, factorize_linear(sublayer.in_proj, gram, factor))
+    refit_writer(sublayer, y_t, x_s)
+    gram = gram_matrix(lambda x: append_ones(sublayer.with_inner(x)[0]), x_s)
+    sublayer.module.c_proj = factorize_linear(sublayer.out_proj, gram, factor)
 
 
-def thin(layer: nn.Module, H: Tensor, factor: int) -> LowRankLinear:
-    """The LowRankLinear nearest to a Conv1D for inputs with the Gram matrix H (n + 1, n + 1), ones last; query, key and value are three."""
-    weight, bias = layer.weight.double(), layer.bias.double()
+def factorize_linear(layer: nn.Module, gram: Tensor, factor: int) -> LowRankLinear:
+    """The LowRankLinear nearest to a Conv1D under its inputs' Gram matrix (n + 1, n + 1), ones last.
+
+    Fused query, key and value are three parts.
+    """
+    weight, bias, dtype = layer.weight.double(), layer.bias.double(), layer.weight.dtype
     n, m = weight.shape
-    stacked = 3 if m == 3 * n else 1
-    inner = H[:-1, :-1] - torch.outer(H[:-1, -1], H[-1, :-1]) / H[-1, -1]  # centred: the bias takes up the mean
-    parts = [low_rank(w, torch.eye(w.shape[1], dtype=w.dtype, device=w.device), rank_of(n, m // stacked, factor), inner) for w in weight.chunk(stacked, 1)]
-    U, V = (torch.stack(side) for side in zip(*parts, strict=True))
-    mean = H[-1, :-1] / H[-1, -1]
-    lost = torch.cat([mean @ (w - u @ v) for w, u, v in zip(weight.chunk(stacked, 1), U, V, strict=True)])
-    dtype = layer.weight.dtype
-    return LowRankLinear(U.to(dtype), V.to(dtype), (bias + lost).to(dtype))
+    parts = weight.chunk(3 if m == 3 * n else 1, 1)
+    # centred: the bias absorbs the mean
+    covariance = gram[:-1, :-1] - torch.outer(gram[:-1, -1], gram[-1, :-1]) / gram[-1, -1]
+    eye = torch.eye(m // len(parts), dtype=weight.dtype, device=weight.device)
+    rank = rank_for(n, len(eye), factor)
+    U, V = zip(*(weighted_low_rank(w, eye, rank, covariance) for w in parts), strict=True)
+    mean = gram[-1, :-1] / gram[-1, -1]
+    lost = torch.cat([mean @ (w - u @ v) for w, u, v in zip(parts, U, V, strict=True)])
+    return LowRankLinear(torch.stack(U).to(dtype), torch.stack(V).to(dtype), (bias + lost).to(dtype))

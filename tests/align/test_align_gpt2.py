@@ -8,8 +8,8 @@ import torch
 from conftest import tiny_gpt2
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from kn import KroneckerLinear, KroneckerSpec, compress, count_parameters
-from kn.align import gpt2 as aligned
+from kn import KroneckerLinear, KroneckerSpec, align, compress, count_parameters
+from kn.align import gpt2, least_squares
 from kn.files import ASSETS
 
 IDS = torch.randint(1, 50, (40, 12), generator=torch.Generator().manual_seed(5))
@@ -21,14 +21,14 @@ def mini():
     """mini's committed GPT-2, and token ids of its own kind of text: what the repository says of itself."""
     model = GPT2LMHeadModel.from_pretrained(ASSETS / "mini" / "teacher", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "mini" / "tokenizer")
-    text = " ".join(" ".join(json.dumps(path.read_text()).split()) for path in sorted((ASSETS.parent).glob("*.py")))
+    text = " ".join(" ".join(json.dumps(path.read_text()).split()) for path in sorted(ASSETS.parent.rglob("*.py")))
     return model, torch.tensor(tokenizer(text).input_ids[: 200 * 128]).view(200, 128)
 
 
 def test_the_equivalent_teacher_has_the_same_logits():
     teacher = tiny_gpt2(dtype=torch.float64, n_embd=16)
     for spec in (ALIGNED, KroneckerSpec(init="aligned", embedding_factor=4), KroneckerSpec(init="aligned", embedding=False)):
-        model = aligned.equivalent(teacher, spec, IDS)
+        model = align.equivalent_teacher(teacher, spec, IDS)
         assert (model(IDS).logits - teacher(IDS).logits).abs().max() < 1e-10 * teacher(IDS).logits.abs().max()
 
 
@@ -39,16 +39,16 @@ def test_the_turn_is_the_best_projection(factor):
     rows, half = torch.randn(300, 16, dtype=torch.float64, generator=g), torch.randn(16, 16, dtype=torch.float64, generator=g)
     rows = rows * torch.linspace(0.2, 2, 16) - (rows * torch.linspace(0.2, 2, 16)).mean(1, keepdim=True)
     metric = half @ half.T / 16
-    Q, P = aligned.turn(rows.T @ rows, metric, factor)
+    Q, P = gpt2.optimal_rotation(rows.T @ rows, metric, factor)
     ones = torch.ones(16, dtype=torch.float64)
     assert torch.allclose(Q @ Q.T, torch.eye(16, dtype=torch.float64), atol=1e-10) and torch.allclose(Q @ ones, ones, atol=1e-10)
     turned = rows @ P @ Q
-    kept = aligned.kept_directions(16, factor)
+    kept = gpt2.embedding_directions(16, factor)
     assert torch.allclose(turned @ kept.T @ kept, turned, atol=1e-9) and torch.linalg.matrix_rank(turned) == 16 // factor
 
     def cost(projected):
         error = rows - projected
-        return ((error @ (metric + aligned.IDENTITY * torch.eye(16))) * error).sum()
+        return ((error @ (metric + least_squares.METRIC_RIDGE * torch.eye(16))) * error).sum()
 
     plain = torch.linalg.svd(rows, full_matrices=False).Vh[: 16 // factor]
     assert cost(rows @ P) < cost(rows @ plain.T @ plain)
@@ -61,7 +61,7 @@ def test_the_turn_is_the_best_projection(factor):
 def test_the_matrices_are_exact_products():
     """What compress factors has nothing left over: the student is the prepared model."""
     teacher = tiny_gpt2(dtype=torch.float64, n_embd=16)
-    dense, student = aligned.prepare(teacher, ALIGNED, IDS), compress(teacher, ALIGNED, calibration=IDS)
+    dense, student = align.prepare(teacher, ALIGNED, IDS), compress(teacher, ALIGNED, calibration=IDS)
     assert (dense(IDS).logits - student(IDS).logits).abs().max() < 1e-9 * dense(IDS).logits.abs().max()
     block = student.transformer.h[1]
     assert all(isinstance(layer, KroneckerLinear) for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj))
@@ -86,16 +86,16 @@ def test_every_ingredient_brings_the_stream_nearer():
     @torch.no_grad()
     def distance(ingredients, layers="all"):
         spec = KroneckerSpec(init="aligned", layers=layers)
-        same, student = aligned.pair(teacher, spec, IDS, ingredients)
+        same, student = align.build_aligned_pair(teacher, spec, IDS, ingredients)
         x_t, x_s = (m.transformer(IDS, output_hidden_states=True).hidden_states[-2] for m in (same, student))
         return float((x_t - x_s).square().mean())
 
     assert distance(("correction",)) < distance(())
     for layers in ("odd", "all"):
-        assert distance(aligned.INGREDIENTS, layers) < distance(("attention", "feed_forward"), layers)
+        assert distance(gpt2.INGREDIENTS, layers) < distance(("attention", "feed_forward"), layers)
     spec = KroneckerSpec(init="aligned", embedding=False)
-    same, nothing = aligned.pair(teacher, spec, IDS, ("correction",))
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(nothing.parameters(), same.parameters(), aligned.equivalent(teacher, spec, IDS).parameters(), strict=True))
+    same, nothing = align.build_aligned_pair(teacher, spec, IDS, ("correction",))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(nothing.parameters(), same.parameters(), align.equivalent_teacher(teacher, spec, IDS).parameters(), strict=True))
 
 
 def test_mini_s_model_needs_no_healing(mini):
@@ -118,7 +118,7 @@ def test_mini_s_model_needs_no_healing(mini):
         ({}, IDS.float(), "^init 'aligned' needs calibration=token ids"),
         ({}, IDS + 40, r"^calibration ids must be below 50 in sequences of at most 16, got up to 89 and 12$"),
         ({"rank": 2}, IDS, "^init 'aligned' pairs inputs and outputs: it needs rank 1"),
-        ({"head": "tied"}, IDS, "^init 'aligned' gives the head the gain of ln_f"),
+        ({"head": "tied"}, IDS, "^init 'aligned' gives the head the last norm's gain"),
         ({"embedding_factor": 3}, IDS, "^init 'aligned' needs an embedding factor of at least 2 that divides 8, got 3$"),
         ({"embedding_factor": 1}, IDS, "^init 'aligned' needs an embedding factor of at least 2 that divides 8, got 1$"),
         ({"factor": 8}, IDS, "^factor 8 does not divide the heads' size of 4$"),

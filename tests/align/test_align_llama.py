@@ -5,10 +5,8 @@ import torch
 from test_llama import exact_norm, logits, tiny_llama  # noqa: F401
 from transformers import LlamaForSequenceClassification
 
-from kn import KroneckerLinear, KroneckerSpec, compress, count_parameters
-from kn.align import gpt2 as aligned
-from kn.align import llama as aligned_llama
-from kn.align import rotary
+from kn import KroneckerLinear, KroneckerSpec, align, compress, count_parameters
+from kn.align import calibration, least_squares, llama, rotary
 
 pytestmark = pytest.mark.usefixtures("exact_norm")
 IDS = torch.randint(1, 50, (40, 12), generator=torch.Generator().manual_seed(5))
@@ -27,7 +25,7 @@ SPECS = {
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     """Enough for models this small."""
-    monkeypatch.setattr(rotary, "STEPS", 8)
+    monkeypatch.setattr(rotary, "LBFGS_STEPS", 8)
 
 
 def random(*shape, seed=0):
@@ -41,7 +39,7 @@ def error(model, teacher):
 def test_the_equivalent_teacher_has_the_same_logits():
     teacher = tiny_llama(biases=True)
     for fields in ({}, {"embedding_factor": 4}, {"embedding": False}):
-        model = aligned.equivalent(teacher, KroneckerSpec(init="aligned", **fields), IDS)
+        model = align.equivalent_teacher(teacher, KroneckerSpec(init="aligned", **fields), IDS)
         assert (logits(model) - logits(teacher)).abs().max() < 1e-10 * logits(teacher).abs().max()
 
 
@@ -49,8 +47,9 @@ def test_the_equivalent_teacher_has_the_same_logits():
 def test_the_turn_is_the_best_projection(factor):
     """Against the definition: orthogonal, and no nearby projection of that rank costs less under the metric."""
     rows, half = random(300, 16) * torch.linspace(0.2, 2, 16), random(16, 16, seed=1)
-    metric = half @ half.T / 16 + 0.1 * torch.eye(16)
-    Q, P = aligned_llama.turn(rows.T @ rows, metric, factor)
+    metric = half @ half.T / 16
+    Q, P = llama.optimal_rotation(rows.T @ rows, metric, factor)
+    metric = metric + least_squares.METRIC_RIDGE * torch.eye(16)
     eye = torch.eye(16, dtype=torch.float64)
     turned = rows @ P @ Q
     assert torch.allclose(Q @ Q.T, eye, atol=1e-10) and turned.unflatten(1, (-1, factor))[..., 1:].abs().max() < 1e-10
@@ -72,7 +71,7 @@ def test_the_turn_is_the_best_projection(factor):
 def test_the_matrices_are_exact_products_and_near(name, biases):
     teacher, spec = tiny_llama(biases=biases), KroneckerSpec(init="aligned", **SPECS[name])
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    dense, model, svd = aligned.prepare(teacher, spec, IDS), compress(teacher, spec, calibration=IDS), compress(teacher, KroneckerSpec(**SPECS[name]))
+    dense, model, svd = align.prepare(teacher, spec, IDS), compress(teacher, spec, calibration=IDS), compress(teacher, KroneckerSpec(**SPECS[name]))
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
     assert (logits(dense) - logits(model)).abs().max() < 1e-10 * logits(dense).abs().max()
     assert count_parameters(model) == count_parameters(svd) and {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in svd.state_dict().items()}
@@ -92,10 +91,12 @@ def test_the_same_text_gives_the_same_model():
     assert half.dtype == torch.bfloat16 and logits(half).isfinite().all()
 
 
-def test_the_sensitivity_is_that_of_small_changes():
+def test_the_gradient_covariance_is_that_of_small_changes():
     """Against the definition, by changing one number of one token's embedding."""
     teacher, ids, step = tiny_llama(biases=True), IDS[:2], 1e-5
-    found = aligned_llama.sensitivity(teacher, ids)
+    found = calibration.gradient_covariance(
+        teacher.model.embed_tokens, lambda x, batch: [teacher(inputs_embeds=x, labels=batch).loss], ids.split(1)
+    )
     total = torch.zeros(24, 24, dtype=torch.float64)
 
     def loss(row):  # transformers' own is in float32, too coarse for differences
@@ -112,17 +113,16 @@ def test_the_sensitivity_is_that_of_small_changes():
                 hook.remove()
         g = (g - loss(row)) / step
         total += g.T @ g
-    naive = total / total.diagonal().mean() + aligned_llama.IDENTITY * torch.eye(24)
-    assert torch.allclose(found, naive, atol=1e-3)
+    assert torch.allclose(found, total / total.diagonal().mean(), atol=1e-3)
 
 
 def test_least_squares_drawn_towards_a_prior():
     """Against the stacked problem that it solves."""
     z, target, prior, ridge = random(50, 6), random(50, 3, seed=1), random(6, 3, seed=2), 0.3
-    G, C = rotary.cross(z, z), rotary.cross(z, target)
+    G, C = least_squares.cross_moment(z, z), least_squares.cross_moment(z, target)
     weight = (ridge * G.diagonal().mean()).sqrt()
     naive = torch.linalg.lstsq(torch.cat([z, weight * torch.eye(6)]), torch.cat([target, weight * prior])).solution
-    assert torch.allclose(aligned_llama.toward(prior, G, C, ridge), naive)
+    assert torch.allclose(least_squares.ridge_regression(G, C, ridge, prior), naive)
 
 
 def test_tokens_where_attention_rests_count_for_more():
@@ -130,8 +130,8 @@ def test_tokens_where_attention_rests_count_for_more():
     z, target, x = random(2, 9, 5), random(2, 9, 4, seed=1), random(2, 9, 4, seed=2).sign()
     x[0, 0] *= 20
     weight = torch.ones(2, 9, dtype=torch.float64)
-    weight[0, 0] = aligned_llama.SINK / 20**2
-    writer = aligned_llama.Writer(torch.nn.Linear(5, 4, dtype=torch.float64), z, target, x)
+    weight[0, 0] = llama.SINK_WEIGHT / 20**2
+    writer = llama.WriterRegression(torch.nn.Linear(5, 4, dtype=torch.float64), z, target, x)
     read = torch.cat([z, torch.ones(2, 9, 1)], -1)  # a bias reads a 1
     assert torch.allclose(writer.G, torch.einsum("sli,sl,slj->ij", read, weight, read)) and torch.allclose(writer.C, torch.einsum("sli,sl,slj->ij", read, weight, target))
 
@@ -142,7 +142,7 @@ def test_the_units_kept_are_the_best_where_one_leaves():
     G = z.T @ z
     left = [tuple(i for i in range(6) if i != gone) for gone in range(6)]
     costs = [(z @ W - z[:, rows] @ torch.linalg.lstsq(z[:, rows], z @ W).solution).square().sum() for rows in left]
-    found = aligned_llama.kept_units(G, W, 5, 0.0)
+    found = llama.select_neurons(G, W, 5, 0.0)
     assert tuple(found.tolist()) == left[int(torch.stack(costs).argmin())]
 
 
@@ -152,18 +152,18 @@ def test_queries_and_keys_come_nearer_to_the_teacher_s_attention(monkeypatch):
     spec = KroneckerSpec(init="aligned", embedding=False, layers=(0,), shapes={"mlp.*": None})
 
     def divergence():
-        model = aligned.prepare(teacher, spec, IDS)
+        model = align.prepare(teacher, spec, IDS)
         for m in (teacher, model):
             m.set_attn_implementation("eager")
         with torch.no_grad():
             t, s = (m(IDS, output_attentions=True).attentions[0].clamp_min(1e-30) for m in (teacher, model))
         return float((t * (t / s).log()).sum(-1).mean())
 
-    monkeypatch.setattr(rotary, "STEPS", 30)
+    monkeypatch.setattr(rotary, "LBFGS_STEPS", 30)
     fitted = divergence()
-    monkeypatch.setattr(rotary, "STEPS", 0)
+    monkeypatch.setattr(rotary, "LBFGS_STEPS", 0)
     started = divergence()
-    monkeypatch.setattr(rotary, "SLOW", 0.0)
+    monkeypatch.setattr(rotary, "SLOW_ANGLE", 0.0)
     assert fitted < 0.7 * min(started, divergence())
 
 
@@ -172,7 +172,7 @@ def test_frequencies_that_do_not_turn_are_an_ordinary_low_rank_product():
     q, k = random(400, 8) * torch.linspace(0.3, 2, 8), random(400, 8, seed=1) @ random(8, 8, seed=2)
     roots = [torch.linalg.cholesky(x.T @ x).T[None] for x in (q, k)]
     still = (torch.ones(1, 5, 8, dtype=torch.float64), torch.zeros(1, 5, 8, dtype=torch.float64))
-    mine_q, mine_k = rotary.starts(*roots, still, 2)
+    mine_q, mine_k = rotary.initial_maps(*roots, still, 2)
     s = torch.linalg.svdvals(q @ k.T)
     assert torch.allclose((q @ k.T - q @ mine_q[0] @ (k @ mine_k[0]).T).norm(), s[4:].norm())
 

@@ -9,8 +9,7 @@ import time
 import torch
 from transformers import set_seed
 
-from kn.align import gpt2 as align_gpt2
-from kn.align import low_rank
+from kn.align import build_aligned_pair, build_low_rank_pair
 from kn.compression import compress, factorize
 from kn.models.base import count_parameters
 from kn.models.config import KroneckerSpec
@@ -41,7 +40,7 @@ def aligned_start(context: StageContext) -> dict:
     settings, rows, precision = context.settings, context.rows, context.settings["precision"]
     teacher = load_teacher(context).eval()
     spec, ids, clock = KroneckerSpec(**settings["compression"]), calibration_ids(context), time.monotonic()
-    equivalent, dense = align_gpt2.pair(teacher, spec, ids)
+    equivalent, dense = build_aligned_pair(teacher, spec, ids)
     student = factorize(dense, spec)
     seconds = time.monotonic() - clock
     student.config.provenance = {"teacher": context.input("pretrained", model="teacher").path}
@@ -50,7 +49,7 @@ def aligned_start(context: StageContext) -> dict:
     equivalent.save_pretrained(context.folder / "teacher")
     alone = {}
     for name, (embedding, ingredients) in ABLATIONS.items():
-        _, dense = align_gpt2.pair(teacher, dataclasses.replace(spec, embedding=embedding), ids, ingredients)
+        _, dense = build_aligned_pair(teacher, dataclasses.replace(spec, embedding=embedding), ids, ingredients)
         alone[name] = perplexities(dense, rows, precision, splits=("test",))
     return {
         **model_facts(student, context.folder / "model"), "seconds": seconds,
@@ -126,9 +125,9 @@ def compressed_model(context: StageContext) -> dict:
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(not name.endswith(".B"))
     elif method == "lowrank":
-        teacher, student = low_rank.start(teacher, spec, calibration_ids(context))
+        teacher, student = build_low_rank_pair(teacher, spec, calibration_ids(context))
     else:
-        teacher, dense = align_gpt2.pair(teacher, spec, calibration_ids(context))
+        teacher, dense = build_aligned_pair(teacher, spec, calibration_ids(context))
         student = factorize(dense, spec)
     if settings["keep_model"]:
         student.save_pretrained(context.folder / "model")
