@@ -12,40 +12,36 @@ if [ -z "${KN_PYTHON:-}" ]; then
   if [ ! -x .venv/bin/python ] || [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$pins" ]; then
     base=""
     for candidate in python3.11 python3.12 python3.13 python3 python; do
-      if command -v "$candidate" >/dev/null 2>&1 && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then base=$candidate; break; fi
+      if command -v "$candidate" >/dev/null 2>&1 &&
+         "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+        base=$candidate
+        break
+      fi
     done
-    [ -n "$base" ] || fail "Python 3.11, 3.12 or 3.13 is needed, found $(python3 --version 2>&1 || echo none): install one, or name an environment with KN_PYTHON=/path/to/python"
+    [ -n "$base" ] || fail "Python 3.11, 3.12 or 3.13 is needed, found $(python3 --version 2>&1 || echo none):" \
+      "install one, or name an environment with KN_PYTHON=/path/to/python"
     [ -w . ] || fail "the folder $(pwd) cannot be written: clone into one that can"
     echo "setting up .venv with $("$base" --version) (once; the pins take about 3 GB)"
-    "$base" -m venv .venv || fail "the virtual environment could not be made: install Python's venv module (Debian: apt-get install python3-venv)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || fail "the pins could not be installed: see pip's message above; run ./run_all.sh again to go on"
+    "$base" -m venv .venv || fail "the virtual environment could not be made:" \
+      "install Python's venv module (Debian: apt-get install python3-venv)"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
+      fail "the pins could not be installed: see pip's message above; run ./run_all.sh again to go on"
     printf '%s\n' "$pins" > "$stamp"
   fi
+  # kn is importable in every kernel and folder; written again where the checkout has moved
+  link=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/kn.pth
+  if [ ! -f "$link" ] || [ "$(cat "$link")" != "$PWD" ]; then printf '%s\n' "$PWD" > "$link"; fi
 else
   [ -x "$(command -v "$python" || true)" ] || fail "KN_PYTHON=$python is not a Python that can be run"
   "$python" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || fail "KN_PYTHON=$python is $("$python" --version 2>&1): Python 3.11 or newer is needed"
-  "$python" - <<'PY' || fail "KN_PYTHON=$python lacks packages: $python -m pip install -r requirements.txt"
-import importlib.metadata as m, sys
-wanted = [line.split(";")[0].strip().split("==") for line in open("requirements.txt") if "==" in line]  # a marker after ";" says where a pin holds
-other, missing = [], []
-for name, version in wanted:
-    try:
-        if m.version(name).split("+")[0] != version:
-            other.append(f"{name} {m.version(name)} (pinned {version})")
-    except m.PackageNotFoundError:
-        missing.append(name)
-direct = {"torch", "transformers", "datasets", "accelerate", "papermill", "pandas", "matplotlib", "scikit-learn", "scipy", "filelock", "tqdm", "nbconvert"}
-if other:
-    print(f"warning: {len(other)} packages differ from the pins, so the corpus and the numbers may too: " + ", ".join(other[:5]), file=sys.stderr)
-if direct & set(missing):
-    print("missing: " + ", ".join(sorted(direct & set(missing))), file=sys.stderr)
-    sys.exit(1)
-PY
+  "$python" kn/suite/pins.py requirements.txt || fail "KN_PYTHON=$python lacks packages: $python -m pip install -r requirements.txt"
+  export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
-export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 if [ "${1:-}" = test ]; then
   shift
   exec "$python" -m pytest "$@"
 fi
+export KN_QUICK_IMPORT=1  # kn/__init__.py: --help and the plan need no model
 exec "$python" -m kn "$@"

@@ -12,13 +12,19 @@ import shutil
 import sys
 from pathlib import Path
 
-from kn.data.hub import SourceError
-from kn.files import PROJECT_ROOT
-from kn.suite import cost, devices, executors, launch, profiles, timing
-from kn.suite.plan import BEYOND, LEDGER, NOTEBOOKS, TABLES, plan_stages
-from kn.suite.planner import ROWS
-from kn.suite.run import report_folder
-from kn.suite.store import Store, StoreError
+try:
+    from kn.data.hub import SourceError
+    from kn.files import PROJECT_ROOT
+    from kn.suite import cost, devices, executors, launch, profiles, timing
+    from kn.suite.plan import BEYOND, LEDGER, NOTEBOOKS, TABLES, plan_stages
+    from kn.suite.planner import ROWS
+    from kn.suite.run import report_folder
+    from kn.suite.store import Store, StoreError
+except ModuleNotFoundError as error:  # a wheel holds the method alone
+    if not str(error.name).startswith("kn."):
+        raise
+    print("error: this installation holds the method alone; the suite needs a checkout: ./run_all.sh there", file=sys.stderr)
+    sys.exit(2)
 
 FOLDER_VARIABLES = ("KN_HOME", "KN_REPORTS", "KN_MIRROR")
 FORMER_NAMES = {"rebuild": "pretrain-mini", "corpus": "export-corpus"}
@@ -69,14 +75,14 @@ def run(options: argparse.Namespace) -> int:
     speed = timing.measured_timing(profile, precision, store)
     print(cost.describe_plan(stages, store, speed, options.jobs), flush=True)
     cost.check_disk_space(stages, store, speed)
-    status = 0
+    status, runner = 0, notebooks.NotebookRunner(profile.name, options.only, options.seeds, store)
     try:
         executor = None if slurm is None else executors.Submitit(store.home, slurm)
-        launch.run(stages, store, options.jobs, executor=executor)
+        launch.run(stages, store, options.jobs, executor=executor, on_progress=runner.update)
     except launch.StageFailed as error:  # the report shows what there is
         print(f"error: {error}", file=sys.stderr)
         status = 1
-    return max(status, notebooks.run_all(profile.name, options.only, options.seeds, stages, store))
+    return max(status, runner.finish(stages))
 
 
 def run_doctor(options: argparse.Namespace) -> int:

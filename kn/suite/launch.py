@@ -12,6 +12,9 @@ from kn.suite.executors import Processes, WorkerDied
 from kn.suite.store import Stage, Store
 
 
+BRIEF_FLOPS = 1e11  # a stage of a second that nothing long waits for comes first: its table is shown at once
+
+
 class StageFailed(RuntimeError):
     """A stage raised; the message names the stage and the cause in one line."""
 
@@ -28,7 +31,7 @@ def missing_stages(stages: list[Stage], store: Store) -> dict[str, Stage]:
 
 
 class Scheduler:
-    """Hands out stages whose inputs are finished, the longest chain first; dependents of a failure fail."""
+    """Hands out stages whose inputs are finished: brief ones, then the longest chain; a failure fails its dependents."""
 
     def __init__(self, missing: dict[str, Stage]):
         """`missing`: {path: stage} in dependency order."""
@@ -54,7 +57,8 @@ class Scheduler:
                     self.finish(self.missing[path], f"needs {broken[0]}, which failed")
                 else:
                     self.ready.append(path)
-        self.ready.sort(key=lambda path: (-self.chain[path], self.order[path]))
+        brief = {path: self.chain[path] < BRIEF_FLOPS for path in self.ready}
+        self.ready.sort(key=lambda path: (not brief[path], -self.chain[path], self.order[path]))
         taken, self.ready = self.ready[:count], self.ready[count:]
         return [self.missing[path] for path in taken]
 
