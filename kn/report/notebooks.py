@@ -170,10 +170,12 @@ class NotebookRunner:
 
 def _say(text: str) -> None:
     """Print a line without tearing the progress bar that another thread draws."""
-    from tqdm import tqdm
+    if sys.stderr.isatty():
+        from tqdm import tqdm
 
-    tqdm.write(text)
-    sys.stdout.flush()
+        tqdm.write(text)
+    else:
+        print(text, flush=True)
 
 
 def compare_with_published(folder: Path) -> str:
