@@ -11,7 +11,6 @@ from kn.suite.devices import worker_count
 from kn.suite.executors import Processes, WorkerDied
 from kn.suite.store import Stage, Store
 
-
 BRIEF_FLOPS = 1e11  # a stage of a second that nothing long waits for comes first: its table is shown at once
 
 
