@@ -38,9 +38,6 @@ FUNCTION_WORDS = PREPOSITIONS | frozenset(  # words that keep their place when c
 )
 
 
-# ---------------------------------------------------------------- sentences and words
-
-
 def sentences(doc: str) -> Iterator[Words]:
     """The plain sentences of a document as words: letters, commas, hyphens; names alone keep capitals."""
     for paragraph in doc.split("\n\n"):
@@ -75,9 +72,6 @@ def is_content_word(word: str) -> bool:
     return word.islower() and word[0].isalpha() and strip_comma(word) not in FUNCTION_WORDS
 
 
-# ---------------------------------------------------------------- permutations
-
-
 def permute_words(words: Words, places: list[int], rng: random.Random) -> Words | None:
     """`words` with those at `places` permuted, commas staying; None where fewer than MIN_MOVED_WORDS move."""
     old = [strip_comma(words[i]) for i in places]
@@ -103,9 +97,6 @@ def permute_window(length: int) -> Permutation:
         return permute_words(words, list(range(start, min(start + length, len(words)))), rng)
 
     return permute
-
-
-# ---------------------------------------------------------------- tasks
 
 
 def single_sentences(doc: list[Words], rng: random.Random) -> Iterator[Texts]:
@@ -187,8 +178,8 @@ def make_rows(
             row[side] = versions[label - 1][side]
         rows.append({"texts": task.write(tuple(row)), "label": task.labels[label]})
         seen.add(texts)
-        whole = [texts[0] + texts[1]] if task.texts is split_at_preposition else texts
-        used |= set(map(bag_of_words, whole))
+        originals = [texts[0] + texts[1]] if task.texts is split_at_preposition else texts
+        used |= set(map(bag_of_words, originals))
     return [{**row, "index": index} for index, row in enumerate(rng.sample(rows, len(rows)))]
 
 

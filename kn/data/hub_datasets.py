@@ -32,9 +32,6 @@ GLUE_TEXTS = {
 WIKITEXT_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
-# ---------------------------------------------------------------- parquet
-
-
 def parquet_files(mirror: Path, split: str, *folders: str) -> list[Path]:
     """Parquet files of a split below a folder of the mirror, in name order; SourceError for none.
 
@@ -82,15 +79,11 @@ def read_texts(path: Path, column: str = "text") -> Iterator[str]:
             yield text
 
 
-# ---------------------------------------------------------------- language modelling
-
-
 def iter_wikitext(mirror: Path, split: str) -> Iterator[str]:
     """WikiText-103 (raw) of a split ("train", "valid", "test"), article by article.
 
     Concatenated, the articles are the file's lines joined by blank lines, as is usual for GPT-2. A new one
-    begins at each title ` = Title = `, where GPT-2's pre-tokenizer splits anyway: the tokens are those of the
-    whole text.
+    begins at each title ` = Title = `, where GPT-2's pre-tokenizer splits anyway: the tokens are the same.
     """
     article: list[str] = []
     for path in parquet_files(mirror, WIKITEXT_SPLITS[split], "wikitext"):
@@ -193,9 +186,6 @@ def batched(items, size: int) -> Iterator[tuple]:
     iterator = iter(items)
     while part := tuple(itertools.islice(iterator, size)):
         yield part
-
-
-# ---------------------------------------------------------------- GLUE
 
 
 def read_glue_task(mirror: Path, task: str) -> dict[str, list[dict]]:

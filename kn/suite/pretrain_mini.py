@@ -29,9 +29,6 @@ DECAY = 0.6  # of the steps, at the end
 VALID_ROWS = 400
 
 
-# ---------------------------------------------------------------- models
-
-
 def random_gpt2(shape: Model) -> GPT2LMHeadModel:
     """A GPT-2 of this shape with its usual random weights."""
     config = GPT2Config(
@@ -55,9 +52,6 @@ def every_other_layer(teacher) -> GPT2LMHeadModel:
             parts[2] = str(2 * int(parts[2]))
         weight.copy_(state[".".join(parts)])
     return student
-
-
-# ---------------------------------------------------------------- training
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
@@ -177,9 +171,6 @@ def training_cost(model, log: Path, rows, data_bytes: int, hardware: str) -> dic
         "epochs": round(last["tokens"] / rows.numel(), 2), "data_bytes": data_bytes, "hardware": hardware,
         "valid_perplexity": last["valid_perplexity"], "parameters_trained": count_parameters(model)["total"],
     }
-
-
-# ---------------------------------------------------------------- assets
 
 
 def save_asset(model, folder: Path, log: Path, recipe: Recipe, measured: dict) -> None:

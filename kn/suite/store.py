@@ -33,7 +33,7 @@ class Stage:
     """One step of a run, with everything that its result depends on; `hash` is its key in the store."""
 
     kind: str
-    fields: tuple[tuple[str, object], ...]  # what tells stages of a kind apart, as (name, value)
+    fields: tuple[tuple[str, object], ...]  # (name, value), distinct for stages of one kind
     settings: str  # JSON: everything else that changes the result
     inputs: tuple[Stage, ...] = ()
     version: int = 1  # bumped by hand where the code changes the result
@@ -116,8 +116,6 @@ class Store:
             ) from None
         return self
 
-    # ------------------------------------------------------------ reading
-
     def folder(self, stage: Stage) -> Path:
         """Where the stage's result is, whether it exists or not."""
         return self.home / stage.path
@@ -164,8 +162,6 @@ class Store:
             "provenance": provenance, "settings": json.loads(stage.settings),
             "inputs": [item.path for item in stage.inputs],
         }
-
-    # ------------------------------------------------------------ writing
 
     def _beside(self, stage: Stage, suffix: str) -> Path:
         return self.folder(stage).with_name(f"{self.folder(stage).name}.{suffix}")

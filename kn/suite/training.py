@@ -30,9 +30,6 @@ LOG_KEYS = ("step", "loss", "embedding", "attention", "hidden", "cross_entropy",
 MANIFEST = "checkpoint_manifest.json"
 
 
-# ---------------------------------------------------------------- checkpoints
-
-
 def write_checkpoint_manifest(folder: Path, seconds: float) -> None:
     """Declare a checkpoint complete: size and sha256 of its files, and the seconds of training up to it."""
     paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
@@ -80,9 +77,6 @@ class CheckpointCallback(TrainerCallback):
     def on_save(self, _, state, *__, **___):
         if state.is_world_process_zero:
             write_checkpoint_manifest(self.folder / f"checkpoint-{state.global_step}", self.seconds())
-
-
-# ---------------------------------------------------------------- data and settings
 
 
 class TokenRows(torch.utils.data.Dataset):
@@ -133,35 +127,20 @@ def training_arguments(
     save_steps = math.ceil(CHECKPOINT_STEPS / logging_steps) * logging_steps  # no logged mean is cut in two
     cuda = torch.cuda.is_available()
     return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=process_batch // micro,
-        activation_checkpointing=bool(resources.get("checkpointing")),
-        learning_rate=training["learning_rate"],
-        lr_scheduler_type=training["schedule"],
-        warmup_steps=round(training["warmup"] * steps),
-        optim=training["optimizer"],
-        weight_decay=training["weight_decay"],
-        max_grad_norm=training["clip"],
-        seed=seed,
-        bf16=settings["precision"] == "bf16",
-        use_cpu=not cuda,
+        output_dir=str(folder), max_steps=steps, seed=seed,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=process_batch // micro,
+        learning_rate=training["learning_rate"], lr_scheduler_type=training["schedule"],
+        warmup_steps=round(training["warmup"] * steps), optim=training["optimizer"],
+        weight_decay=training["weight_decay"], max_grad_norm=training["clip"],
+        bf16=settings["precision"] == "bf16", use_cpu=not cuda, dataloader_pin_memory=cuda,
         ddp_backend="gloo" if processes > 1 and not cuda else None,
-        dataloader_pin_memory=cuda,
+        activation_checkpointing=bool(resources.get("checkpointing")),
         train_sampling_strategy="group_by_length" if settings.get("group_by_length") else "random",
         remove_unused_columns=False,
-        save_strategy="steps" if steps > save_steps else "no",
-        save_steps=save_steps,
+        save_strategy="steps" if steps > save_steps else "no", save_steps=save_steps,
         save_total_limit=2,  # the one before, until the new one has its manifest
-        logging_steps=logging_steps,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
+        logging_steps=logging_steps, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
     )
-
-
-# ---------------------------------------------------------------- the run
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 import json
 import multiprocessing
 import os
+import subprocess
 import time
 
 import pytest
 
+from kn.suite.provenance import git_commit
 from kn.suite.store import Stage, Store, StoreError
 
 
@@ -121,3 +123,23 @@ def test_default_home_does_not_follow_the_working_directory(tmp_path, monkeypatc
     here = Store().home
     monkeypatch.chdir(tmp_path)
     assert Store().home == here and here.name == "artifacts"
+
+
+def test_the_recorded_commit_is_the_checkout_s_own_and_says_whether_files_were_changed(tmp_path):
+    def git(*arguments):
+        author = ("-c", "user.name=n", "-c", "user.email=n@example.org")
+        command = ["git", *author, "-C", str(tmp_path), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("a = 1\n")
+    git("add", "code.py")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    assert git_commit(tmp_path) == commit
+    (tmp_path / "untracked").write_text("")
+    assert git_commit(tmp_path) == commit
+    (tmp_path / "code.py").write_text("a = 2\n")
+    assert git_commit(tmp_path) == f"{commit}+"
+    (tmp_path / "copy").mkdir()  # a copy without a repository of its own, inside another's
+    assert git_commit(tmp_path / "copy") == ""

@@ -96,9 +96,6 @@ def save_compressed(context: StageContext, model, perplexity: dict) -> None:
     model.save_pretrained(context.folder / "model", tokenizer=tokenizer, evaluation=evaluation)
 
 
-# ---------------------------------------------------------------- stages
-
-
 def pretrained_model(context: StageContext) -> dict:
     """A pretrained model as float32, its cost and perplexities: the mirror's, committed, or trained here."""
     settings, name = context.settings, context.stage["model"]
