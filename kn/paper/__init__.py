@@ -33,7 +33,7 @@ def claims() -> pandas.DataFrame:
 
 
 def value_of(text: str) -> int | float | None:
-    """The value of a printed number such as "28608" or "2e-5"; None for text such as ">90" or a shape."""
+    """The value of a printed number such as "1024" or "2e-5"; None for text such as ">90" or a shape."""
     for kind in (int, float):
         try:
             return kind(text)

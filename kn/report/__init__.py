@@ -7,18 +7,20 @@ informative(records)                  the tasks on which the teacher clearly bea
 plot(4, records), show(frame)         a matplotlib figure; a table for display in a notebook
 write_table, write_beyond, write_ledger, write_index, write_front    CSV and HTML on disk
 
-One rule everywhere: a difference holds if the 95 % interval of the seed-paired difference leaves 0 on the claimed side;
-perplexities are compared as ratios, that is by the difference of their logarithms. Names are imported when first used:
-a plan needs neither pandas nor matplotlib.
+One rule everywhere: a difference holds if the 95 % interval of the seed-paired difference leaves 0 on the
+claimed side; perplexities are compared as ratios, that is by the difference of their logarithms. Names are
+imported when first used: a plan needs neither pandas nor matplotlib.
 """
 
 from importlib import import_module
 
 _MODULE_OF = {
     "COLUMNS": "table_builder", "machine_independent_facts": "table_builder", "table": "table_registry",
-    "beyond_table": "table_registry", "plot": "table_registry", "training_settings": "table_registry", "beyond_claims": "beyond",
-    "trends": "orderings", "average": "metrics", "informative": "metrics", "interval": "statistics", "judge": "statistics",
-    "show": "write", "by_seed": "write", "write_table": "write", "write_beyond": "write", "write_ledger": "write",
+    "beyond_table": "table_registry", "plot": "table_registry", "training_settings": "table_registry",
+    "beyond_claims": "beyond", "trends": "orderings", "average": "metrics",
+    "informative": "metrics", "interval": "statistics", "judge": "statistics",
+    "show": "write", "by_seed": "write", "write_table": "write", "write_beyond": "write",
+    "write_ledger": "write",
     "write_index": "write", "write_front": "write", "write_interface": "interface",
     "failed_notebook_page": "pages",
 }

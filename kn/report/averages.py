@@ -1,4 +1,4 @@
-"""The averages of Tables 5 and 6 and their differences, with intervals over seeds (for these tasks) and over tasks and seeds."""
+"""The averages of Tables 5 and 6 and their differences, with intervals over seeds and over tasks."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from kn.report.metrics import GLUE_ROWS, glue_score, informative, mean_over
 from kn.report.statistics import Values, interval, two_way_interval
 
 DIFFERENCES = (
-    ("student", "baseline"), ("student_ilkd", "student"), ("student_ilkd", "baseline"), ("student_ilkd", "baseline_kd"),
+    ("student", "baseline"), ("student_ilkd", "student"), ("student_ilkd", "baseline"),
+    ("student_ilkd", "baseline_kd"),
     ("baseline_kd", "baseline"),
 )
 COLUMNS = ["table", "average", "value", "low", "high", "low_tasks", "high_tasks", "n", "tasks"]
 
 
 def averages(number: int, records: list[dict]) -> pandas.DataFrame:
-    """Averages over the informative tasks of Table 5 (dev) or 6 (test), then differences paired by task and seed, in points."""
+    """Averages over the informative tasks of Table 5 or 6, then differences paired by task and seed."""
     split, tasks = {5: "dev", 6: "test"}[number], informative(records)
-    scores = {row: {task: glue_score(records, row, task, split).values for task in tasks} for row in GLUE_ROWS}
+    scores = {row: {task: glue_score(records, row, task, split).values for task in tasks}
+              for row in GLUE_ROWS}
     lines = [_line(number, GLUE_ROWS[row], by_task) for row, by_task in scores.items()]
     for left, right in DIFFERENCES:
         differences = {
-            task: {seed: a - scores[right][task][seed] for seed, a in by_seed.items() if seed in scores[right][task]}
+            task: {seed: a - scores[right][task][seed]
+                   for seed, a in by_seed.items() if seed in scores[right][task]}
             for task, by_seed in scores[left].items()
         }
         lines.append(_line(number, f"{GLUE_ROWS[left]} − {GLUE_ROWS[right]}", differences))

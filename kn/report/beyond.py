@@ -1,8 +1,8 @@
 """The tables and claims of the notebooks beyond the paper: nothing is printed there, so ours stand alone.
 
-alignment(builder, records)      before training: teacher, SVD start, each ingredient, aligned start; then against tokens
-compression(builder, records)    models of many sizes: parameters, perplexity as made and after a short training
-beyond_claims("beyond_alignment", records)    left against right, paired by seed: a line like those of report.trends
+alignment(…)        before training: teacher, SVD start, each ingredient, aligned start; then against tokens
+compression(…)      models of many sizes: parameters, perplexity as made and after a short training
+beyond_claims(…)    left against right, paired by seed: a line like those of report.trends
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def known(name: str) -> str:
 
 
 def beyond_claims(name: str, records: list[dict]) -> pandas.DataFrame:
-    """The claims of a notebook, judged on our numbers, with the columns of report.trends; ValueError for another name."""
-    lines = {"beyond_alignment": _alignment_claims, "beyond_compression": _compression_claims}[known(name)](records)
-    return pandas.DataFrame(lines)
+    """The claims of a notebook, judged on our numbers as in report.trends; ValueError for others."""
+    judged = {"beyond_alignment": _alignment_claims, "beyond_compression": _compression_claims}
+    return pandas.DataFrame(judged[known(name)](records))
 
 
 # ---------------------------------------------------------------- beyond_alignment
 
 
 def shares_of(records: list[dict], start: str) -> list[float]:
-    """The shares of the light pre-training that were run from a start, 0 (the start itself) and 1 included."""
+    """The shares of the light pre-training that were run from a start, from 0 (the start itself) to 1."""
     trained = [record["fields"] for record in records if record["stage"] == "heal"]
     found = {fields["share"] for fields in trained if fields["start"] == start}
     if from_start(records, start, 0, "perplexity").values:
@@ -56,7 +56,7 @@ def shares_of(records: list[dict], start: str) -> list[float]:
 
 
 def from_start(records: list[dict], start: str, share: float, path: str) -> SeedValues:
-    """A metric of the model that a share of the light pre-training makes from a start ("svd" or "aligned")."""
+    """A metric of the model that a share of the light pre-training makes from "svd" or "aligned"."""
     if share == 0:
         return select_metric(records, path, "decompose" if start == "svd" else "aligned")
     if start == "svd" and share == 1:
@@ -67,8 +67,10 @@ def from_start(records: list[dict], start: str, share: float, path: str) -> Seed
 def ratio(numerator: SeedValues, denominator: SeedValues) -> SeedValues:
     """numerator / denominator by seed; a denominator in which nothing is random serves every seed."""
     below = denominator.values
-    values = {seed: value / below.get(seed, below.get(None, math.nan)) for seed, value in numerator.values.items()}
-    return SeedValues({seed: value for seed, value in values.items() if not math.isnan(value)}, numerator.stages)
+    values = {seed: value / below.get(seed, below.get(None, math.nan))
+              for seed, value in numerator.values.items()}
+    return SeedValues({seed: value for seed, value in values.items() if not math.isnan(value)},
+                      numerator.stages)
 
 
 def glue_average(records: list[dict], start: str, share: float) -> Values:
@@ -85,10 +87,12 @@ def _tasks(records: list[dict]) -> list[str]:
 
 
 def alignment(builder: TableBuilder, records: list[dict], profile: str) -> None:
-    """The table of beyond_alignment: perplexity on two domains, over the teacher's, tokens, scores after fine-tuning."""
-    teacher = {domain: before_finetuning(records, "teacher", f"perplexity.{domain}.test") for domain in DOMAINS}
+    """The table of beyond_alignment: perplexities, their ratios to the teacher's, tokens, GLUE scores."""
+    teacher = {domain: before_finetuning(records, "teacher", f"perplexity.{domain}.test")
+               for domain in DOMAINS}
 
-    def add(row: str, perplexity: dict[str, SeedValues], glue_row: str = "", tokens: SeedValues | None = None) -> None:
+    def add(row: str, perplexity: dict[str, SeedValues], glue_row: str = "",
+            tokens: SeedValues | None = None) -> None:
         for domain, name in DOMAINS.items():
             builder.add(row, name, perplexity[domain], "test perplexity", "perplexity")
         for domain in DOMAINS:
@@ -106,13 +110,15 @@ def alignment(builder: TableBuilder, records: list[dict], profile: str) -> None:
 
     add("GPT-2 (teacher)", teacher, "teacher")
     add("SVD start", perplexities("svd", 0), glue_row("svd", 0))
-    aligned = next((record["metrics"]["ingredients"] for record in records if record["stage"] == "aligned"), {})
-    for ingredient in aligned:  # its name may hold commas, but no dots
+    starts = [record for record in records if record["stage"] == "aligned"]
+    for ingredient in starts[0]["metrics"]["ingredients"] if starts else ():  # a name without dots
         path = f"ingredients.{ingredient}"
-        add(f"Aligned: {ingredient}", {d: select_metric(records, f"{path}.{d}.test", "aligned") for d in DOMAINS})
+        add(f"Aligned: {ingredient}",
+            {d: select_metric(records, f"{path}.{d}.test", "aligned") for d in DOMAINS})
         builder.methods[f"Aligned: {ingredient}"] = {"method": ingredient, "share": 0.0}
     add(ALIGNED_ROW, perplexities("aligned", 0), glue_row("aligned", 0))
-    builder.methods |= {"GPT-2 (teacher)": {"method": "teacher"}, "SVD start": {"method": "svd", "share": 0.0}}
+    builder.methods |= {"GPT-2 (teacher)": {"method": "teacher"},
+                        "SVD start": {"method": "svd", "share": 0.0}}
     builder.methods[ALIGNED_ROW] = {"method": "aligned", "share": 0.0}
     for start in STARTS:
         for share in shares_of(records, start)[1:]:
@@ -120,7 +126,8 @@ def alignment(builder: TableBuilder, records: list[dict], profile: str) -> None:
             tokens = from_start(records, start, share, "tokens")
             add(row, perplexities(start, share), glue_row(start, share), tokens)
             builder.methods[row] = {"method": start, "share": share}
-    builder.add(ALIGNED_ROW, "seconds of calibration", select_metric(records, "seconds", "aligned"), "calibration", "s")
+    builder.add(ALIGNED_ROW, "seconds of calibration", select_metric(records, "seconds", "aligned"),
+                "calibration", "s")
 
 
 def _alignment_claims(records: list[dict]) -> list[dict]:
@@ -129,16 +136,17 @@ def _alignment_claims(records: list[dict]) -> list[dict]:
         path = f"perplexity.{domain}.test"
         teacher = before_finetuning(records, "teacher", path).values
         aligned = from_start(records, "aligned", 0, path).values
-        claim = f"Before training, {name}: aligned start at most {GOAL:g} times the teacher's perplexity, ratio"
-        lines.append(compare(claim, aligned, teacher, None, -1, True, bound=GOAL))
+        claim = f"aligned start at most {GOAL:g} times the teacher's perplexity, ratio"
+        lines.append(compare(f"Before training, {name}: {claim}", aligned, teacher, None, -1, True,
+                             bound=GOAL))
         for share in shares_of(records, "aligned"):
             if share in shares_of(records, "svd"):
                 left, right = (from_start(records, start, share, path).values for start in ("aligned", "svd"))
                 claim = f"{_when(share)}, {name}: aligned below SVD start, ratio"
                 lines.append(compare(claim, left, right, None, -1, True))
         claim = (
-            "Share of the light pre-training after which the aligned start is as good as the SVD start after all of it, "
-            f"{name}: at most {TENTH:g}"
+            "Share of the light pre-training after which the aligned start is as good as the SVD start after "
+            f"all of it, {name}: at most {TENTH:g}"
         )
         lines.append(compare(claim, share_needed(records, path), {None: 0.0}, None, -1, False, bound=TENTH))
     tasks = ", ".join(TASKS[task] for task in _tasks(records))
@@ -155,8 +163,8 @@ def _when(share: float) -> str:
 
 
 def share_needed(records: list[dict], path: str) -> Values:
-    """Per seed, the first share of the light pre-training after which the aligned start is at least as good (a lower
-    metric) as the SVD start after all of it; seeds for which it never is are left out."""
+    """By seed, the first share of the light pre-training after which the aligned start is as good (a metric as
+    low) as the SVD start after all of it; seeds without one are left out."""
     found: Values = {}
     target = from_start(records, "svd", 1.0, path).values
     for share in shares_of(records, "aligned"):
@@ -182,8 +190,9 @@ def compressed_metric(records: list[dict], method: str, spec: dict, path: str) -
 
 
 def compression(builder: TableBuilder, records: list[dict], profile: str) -> None:
-    """The table of beyond_compression: parameters, and perplexity on two domains as made and after a short training."""
-    sizes = {"parameters": ("parameters.without_head", COUNT), "parameters in all": ("parameters.total", "parameters")}
+    """The table of beyond_compression: parameters, and perplexity as made and after a short training."""
+    sizes = {"parameters": ("parameters.without_head", COUNT),
+             "parameters in all": ("parameters.total", "parameters")}
     for model, row in (("teacher", "GPT-2 (teacher)"), ("baseline", "DistilGPT2")):
         for column, (path, metric) in sizes.items():
             values = select_metric(records, path, "pretrained", model=model)
@@ -202,20 +211,23 @@ def compression(builder: TableBuilder, records: list[dict], profile: str) -> Non
                 values = compressed_metric(records, method, spec, f"{prefix}perplexity.{domain}.test")
                 builder.add(row, f"{when}, {domain}", values, "test perplexity", "perplexity")
         variant = f" rank {spec['rank']}" if "rank" in spec else " tied" if "head" in spec else ""
-        builder.methods[row] = {"method": method, "layers": spec["layers"], "factor": f"{spec['factor']}{variant}"}
+        builder.methods[row] = {"method": method, "layers": spec["layers"],
+                                "factor": f"{spec['factor']}{variant}"}
 
 
 def _compression_claims(records: list[dict]) -> list[dict]:
     lines = []
     for baseline, name in BASELINES.items():
-        specs = [spec for method, spec in COMPRESSION_GRID if method == baseline and ("aligned", spec) in COMPRESSION_GRID]
-        for spec in specs:
+        specs = [spec for method, spec in COMPRESSION_GRID if method == baseline]
+        for spec in (spec for spec in specs if ("aligned", spec) in COMPRESSION_GRID):
             for when, prefix in (("as made", "start."), ("after a short training", "")):
-                if baseline == "narrow" and prefix:  # the same function as the aligned start, until B is trained
+                # the same function as the aligned start, until B is trained
+                if baseline == "narrow" and prefix:
                     continue
                 for domain in DOMAINS:
                     path = f"{prefix}perplexity.{domain}.test"
-                    left, right = (compressed_metric(records, m, spec, path).values for m in ("aligned", baseline))
+                    left, right = (compressed_metric(records, m, spec, path).values
+                                   for m in ("aligned", baseline))
                     model = f"{spec['layers'].capitalize()} layers, factor {spec['factor']}"
                     claim = f"{model}, {when}, {SHORT[domain]}: aligned start below {name}, ratio"
                     lines.append(compare(claim, left, right, None, -1, True))

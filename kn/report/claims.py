@@ -1,10 +1,10 @@
-"""The ledger: every claim of the paper's text, judged from the paper's printed numbers and from ours by the same rules.
+"""The ledger: every claim of the paper's text, judged from its printed numbers and from ours.
 
-ledger(seeds)      a line per claim of kn/paper/claims.csv; `seeds` is report.by_seed(records), or its CSV read back
+ledger(seeds)      a line per claim of kn/paper/claims.csv; `seeds` is report.by_seed(records)
 printed_numbers()  what the paper printed, in the form of `seeds`
 
-A verdict follows from a 95 % interval over seeds, paired by seed, that lies entirely on one side. Numbers in which
-nothing is random (counts, printed values) decide by themselves; a single seed leaves a claim undecided.
+A verdict follows from a 95 % interval over seeds, paired by seed, that lies entirely on one side. Numbers in
+which nothing is random (counts, printed values) decide by themselves; a single seed leaves a claim undecided.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
 UNTESTABLE = "not testable here"
 AVERAGE, PERPLEXITY, MNLI = "Average (informative)", "Wikitext-103 (pp.)", "MNLI (f1)"  # columns
 COLUMNS = [
-    "id", "group", "section", "quote", "claim", "paper", "paper_value", "ours", "value", "low", "high", "n", "unit", "note",
+    "id", "group", "section", "quote", "claim", "paper", "paper_value", "ours", "value", "low", "high", "n",
+    "unit", "note",
     "judge", "left", "right", "bound", "variance",
 ]
 
@@ -72,21 +73,23 @@ def _difference(left: Values, right: Values, ratio: bool = False) -> Values:
 
 
 def printed_numbers() -> pandas.DataFrame:
-    """Tables 3 to 7 as printed (SEED_COLUMNS); averages over the tasks are computed anew, the printed ones are truncated."""
+    """Tables 3 to 7 as printed (SEED_COLUMNS); averages are computed anew, the printed ones are truncated."""
     lines = []
     for number in range(3, 8):
         for cell in printed(number).itertuples():
             value = value_of(cell.value.removeprefix(">"))
             if value is not None and cell.column != "Average":
-                lines.append([str(number), cell.row, cell.column, cell.metric, cell.unit, "", None, float(value), ""])
+                lines.append([str(number), cell.row, cell.column, cell.metric, cell.unit, "", None,
+                              float(value), ""])
     for table in ("5", "6"):
         for row in GLUE_ROWS.values():
             scores = [line[7] for line in lines if line[:2] == [table, row]]
-            lines.append([table, row, AVERAGE, "mean of tasks", "%", "", None, math.fsum(scores) / len(scores), ""])
+            lines.append([table, row, AVERAGE, "mean of tasks", "%", "", None,
+                          math.fsum(scores) / len(scores), ""])
     return pandas.DataFrame(lines, columns=SEED_COLUMNS).astype({"seed": "Int64"})
 
 
-# ---------------------------------------------------------------- judges: (numbers, left, right, bound) → Verdict
+# ---------------------------------------------------------------- rules
 
 
 Judge = Callable[[Numbers, str, str, str], Verdict]
@@ -105,7 +108,8 @@ def _ratio_judge(side: int) -> Judge:
 def _within(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
     """Ours against the printed number itself: the right side is always the paper's."""
     differences = _difference(numbers(left), Numbers(printed_numbers())(right))
-    return judge({seed: abs(value) for seed, value in differences.items()}, float(bound), -1, unit="million off")
+    return judge({seed: abs(value) for seed, value in differences.items()}, float(bound), -1,
+                 unit="million off")
 
 
 def _above_bound(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
@@ -118,7 +122,7 @@ def _each_task(numbers: Numbers, left: str, right: str) -> list[Verdict]:
 
 
 def _at_least(found: list[Verdict], needed: int) -> Verdict:
-    """At least `needed` of these hold; value: how many do by their means, low and high: how many surely and possibly do."""
+    """Whether at least `needed` hold; value: how many do by their means, low: surely, high: possibly."""
     surely, possibly = sum(v.holds is True for v in found), sum(v.holds is not False for v in found)
     holds = True if surely >= needed else False if possibly < needed else None
     by_means = sum(v.value > 0 for v in found)
@@ -145,14 +149,16 @@ def _recovers(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
     teacher = f"{left.partition('/')[0]}/GPT-2 Small/{AVERAGE}"
     gained = numbers.difference(f"{left}/{AVERAGE}", f"{right}/{AVERAGE}")
     gap = numbers.difference(teacher, f"{right}/{AVERAGE}")
-    return judge({seed: gained[seed] / gap[seed] for seed in gained if gap.get(seed)}, float(bound), unit="of the gap")
+    return judge({seed: gained[seed] / gap[seed] for seed in gained if gap.get(seed)}, float(bound),
+                 unit="of the gap")
 
 
 def _reversed(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
     """Is there a pair of which one has the lower perplexity and the lower score?"""
     found, by_means = [], 0
     for a, b in permutations(left.split(";"), 2):
-        fluent = judge(numbers.difference(f"{a}/{PERPLEXITY}", f"{b}/{PERPLEXITY}", ratio=True), side=-1, ratio=True)
+        fluent = judge(numbers.difference(f"{a}/{PERPLEXITY}", f"{b}/{PERPLEXITY}", ratio=True), side=-1,
+                       ratio=True)
         worse = judge(numbers.difference(f"{a}/{MNLI}", f"{b}/{MNLI}"), side=-1)
         both = (fluent.holds, worse.holds)
         found.append(Verdict(False if False in both else None if None in both else True, 0, n=worse.n))
@@ -163,12 +169,11 @@ def _reversed(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
 def _speed(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
     case, variant = left.split("/")
     path = BENCHMARKS / "speed-cpu.csv"
-    frame = pandas.read_csv(path) if path.exists() else pandas.DataFrame(columns=["case", "variant", "ratio", "n"])
-    chosen = frame[(frame["case"] == case) & (frame["variant"] == variant)]
-    if chosen.empty:
-        raise MissingNumber(left)
-    ratio = float(chosen["ratio"].iloc[0])
-    return Verdict(ratio > 1, ratio, n=int(chosen["n"].iloc[0]), unit="times dense")
+    lines = pandas.read_csv(path).to_dict("records") if path.exists() else []
+    for line in lines:
+        if (line["case"], line["variant"]) == (case, variant):
+            return Verdict(line["ratio"] > 1, float(line["ratio"]), n=int(line["n"]), unit="times dense")
+    raise MissingNumber(left)
 
 
 def _algebra(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
@@ -179,9 +184,11 @@ def _algebra(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
 
 
 JUDGES: dict[str, Judge] = {
-    "above": _difference_judge(1), "not above": _difference_judge(-1), "above each": _above_each, "above bound": _above_bound,
+    "above": _difference_judge(1), "not above": _difference_judge(-1), "above each": _above_each,
+    "above bound": _above_bound,
     "below": _ratio_judge(-1), "at most": _ratio_judge(-1), "at least": _ratio_judge(1), "within": _within,
-    "most": _most, "all": _all, "recovers": _recovers, "reversed": _reversed, "speed": _speed, "algebra": _algebra,
+    "most": _most, "all": _all, "recovers": _recovers, "reversed": _reversed, "speed": _speed,
+    "algebra": _algebra,
 }
 
 
@@ -213,7 +220,7 @@ def _group(claim) -> str:
 
 
 def _judge_claim(claim, numbers: Numbers, words: dict, missing: str) -> tuple[str, Verdict]:
-    """The word for a claim's verdict, and the verdict; `missing` where a number that it needs is not there."""
+    """The word for a claim's verdict, and the verdict; `missing` where a number that it needs is missing."""
     if claim.judge == "untestable":
         return UNTESTABLE, Verdict(None, math.nan)
     try:

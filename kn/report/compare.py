@@ -26,7 +26,8 @@ TABLES = range(1, 8)
 COMPARISON = "comparison.txt"  # in a report's folder: how it compares with the published one
 OF_THE_MACHINE = ("hours", "device")  # metrics that say where a run was made, not what it gave
 EXACT = (
-    "shape", "count", "hyper-parameter", "parameters", "parameters without the output embedding", "steps", "tokens",
+    "shape", "count", "hyper-parameter", "parameters", "parameters without the output embedding", "steps",
+    "tokens",
     "data", "weights",
 )
 FOLLOWS_THE_PROCESSOR = "Precision"  # a hyper-parameter that is chosen by what the processor can do
@@ -128,16 +129,19 @@ def compare_cells(folder: Path, reference: Path) -> list[Cell]:
     ours, theirs = read_run(folder), read_run(reference)
     for name in ("profile", "corpus", "overrides"):
         if ours[name] != theirs[name]:
-            shown = [", ".join(run[name]) or "none" if name == "overrides" else run[name] for run in (ours, theirs)]
+            shown = [", ".join(run[name]) or "none" if name == "overrides" else run[name]
+                     for run in (ours, theirs)]
             raise ValueError(
                 f"{folder} and {reference} are reports of unlike runs ({name} {shown[0]} against {shown[1]}): "
                 "only reports of the same profile, text and settings can be compared"
             )
     expected = read_tables(reference)
     expected["tolerance"] = tolerances(expected)
-    both = read_tables(folder).merge(expected, on=["table", "row", "column", "metric"], suffixes=("", "_reference"))
+    both = read_tables(folder).merge(expected, on=["table", "row", "column", "metric"],
+                                     suffixes=("", "_reference"))
     return [
-        Cell(int(line.table), line.row, line.column, line.metric, line.ours, line.ours_reference, line.tolerance)
+        Cell(int(line.table), line.row, line.column, line.metric, line.ours, line.ours_reference,
+             line.tolerance)
         for line in both.itertuples()
     ]
 
@@ -151,7 +155,8 @@ def reasons(folder: Path, reference: Path) -> list[str]:
         if here.get(name) != there.get(name):
             found.append(f"{name} {here.get(name)} against {there.get(name)}")
     packages, others = here.get("packages", {}), there.get("packages", {})
-    found += [f"{name} {packages[name]} against {others.get(name)}" for name in packages if packages[name] != others.get(name)]
+    found += [f"{name} {packages[name]} against {others.get(name)}"
+              for name in packages if packages[name] != others.get(name)]
     precisions = [_precision(path) for path in (folder, reference)]
     if precisions[0] != precisions[1]:
         found.append(f"precision {precisions[0]} against {precisions[1]}")

@@ -1,4 +1,4 @@
-"""Numbers as a reader sees them, names of files and anchors, and what must be said of a run before any number."""
+"""Numbers as a reader sees them, names of files and anchors, cautions about a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def format_number(value: Any, sign: bool = False, points: bool = False) -> str:
-    """Three to five digits (percentage points: two decimals) with a real minus; text unchanged, NaN and None as ""."""
+    """Three to five digits (percentage points: two decimals) with a real minus; NaN and None as ""."""
     if isinstance(value, str | bool) or value is None:
         return "" if value is None else str(value)
     if math.isnan(value):
@@ -20,13 +20,14 @@ def format_number(value: Any, sign: bool = False, points: bool = False) -> str:
     elif size >= 1000 or isinstance(value, int) or (float(value).is_integer() and size >= 100):
         text = f"{size:,.0f}"
     else:
-        text = f"{size:.1f}" if size >= 100 else f"{size:.2f}" if size >= 1 else f"{size:.3g}".replace("e-0", "e-")
+        text = f"{size:.1f}" if size >= 100 else f"{size:.2f}" if size >= 1 else f"{size:.3g}"
+        text = text.replace("e-0", "e-")
     return ("−" if value < 0 else "+" if sign else "") + text
 
 
 def format_range(low: float, high: float, sign: bool = False, points: bool = False) -> str:
     """An interval, "1.09 … 1.10"; "" where there is none."""
-    return "" if math.isnan(low) else f"{format_number(low, sign, points)} … {format_number(high, sign, points)}"
+    return "" if math.isnan(low) else " … ".join(format_number(end, sign, points) for end in (low, high))
 
 
 def format_deviation(sd: float, value: str) -> str:
@@ -42,7 +43,7 @@ def file_stem(key: int | str) -> str:
 
 
 def anchor(record: dict, depth: int | None = None) -> str:
-    """The anchor of a stage on a page, shared by its seeds; with a depth, that of all stages with the same first fields."""
+    """The anchor of a stage, shared by its seeds; with a depth, the anchor of a group of stages."""
     parts = [record["stage"], *(str(value) for key, value in record["fields"].items() if key != "seed")]
     return "-".join("".join(c if c.isalnum() or c == "_" else "_" for c in part) for part in parts[:depth])
 
@@ -53,21 +54,23 @@ def distinct(values: Any) -> str:
 
 
 def cautions(records: list[dict], profile: str) -> list[str]:
-    """What a reader must know before any number: stand-in data, another corpus than the committed one, a rehearsal."""
+    """What a reader must know before any number: stand-in data, another corpus, mixed versions."""
     found = [] if profile == "paper" else [f"{profile}: documentation text, not the paper's data"]
     metrics = [record["metrics"] for record in records]
     if any(entry.get("as_committed") is False for entry in metrics):
         found.append(
-            "the text of this run is not the committed corpus (other package versions?): numbers may differ from the committed ones"
+            "the text of this run is not the committed corpus (other package versions?): numbers may differ "
+            "from the committed ones"
         )
     if any(entry.get("weights") == "random" for entry in metrics):
-        found.append("a rehearsal: models with random weights and partly carved data, the numbers mean nothing")
+        data = "models with random weights and partly carved data"
+        found.append(f"a rehearsal: {data}, the numbers mean nothing")
     packages = [record["provenance"].get("packages") or {} for record in records]
     for name in ("torch", "transformers"):
         versions = sorted({str(entry[name]) for entry in packages if entry.get(name)})
         if len(versions) > 1:
             found.append(
-                f"stages were made with {name} {' and '.join(versions)}: numbers of one table may differ for that alone; "
-                "make all with one, in a store of its own (KN_HOME=…)"
+                f"stages were made with {name} {' and '.join(versions)}: numbers of one table may differ for "
+                "that alone; make all with one, in a store of its own (KN_HOME=…)"
             )
     return found

@@ -1,4 +1,4 @@
-"""The paper's algebra (§3), checked numerically in float64: each check gives (whether it holds, a value, the value's unit)."""
+"""The paper's algebra (§3), checked in float64: each check gives (whether it holds, a value, its unit)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def lookup() -> Result:
 
 @check
 def nearest() -> Result:
-    """‖W − A ⊗ B‖² of kn.nearest_kronecker is the sum of the other squared singular values of the rearranged W: the minimum."""
+    """‖W − A ⊗ B‖² of kn.nearest_kronecker is minimal: the rearranged W's other singular values, squared."""
     (w,) = _random_matrices((8, 6))
     a, b = nearest_kronecker(w, (2, 3))
     blocks = w.reshape(4, 2, 2, 3).permute(0, 2, 1, 3).reshape(8, 6)  # (blocks, entries of a 2 × 3 block)
@@ -86,7 +86,7 @@ def nearest() -> Result:
 
 @check
 def dimensions() -> Result:
-    """Every layer of KnGPT2 at the paper's size has as many outputs as GPT-2's, and there are as many layers."""
+    """Every layer of KnGPT2 at the paper's size has as many outputs as GPT-2's."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     def widths(model: nn.Module) -> list[int]:
@@ -99,7 +99,8 @@ def dimensions() -> Result:
         spec = dataclasses.asdict(KroneckerSpec())
         student = KnGPT2LMHeadModel(KnGPT2Config(tie_word_embeddings=False, kronecker=spec))
     left, right = widths(student), widths(teacher)
-    return left == right, float(sum(a == b for a, b in zip(left, right, strict=True))), f"of {len(right)} widths"
+    equal = sum(a == b for a, b in zip(left, right, strict=True))
+    return left == right, float(equal), f"of {len(right)} widths"
 
 
 def _out_features(layer: nn.Module) -> int:
@@ -111,7 +112,7 @@ def _out_features(layer: nn.Module) -> int:
 
 @check
 def embedding_share() -> Result:
-    """GPT-2 small's token embedding as a share of its parameters; "a large portion" is read as at least a quarter."""
+    """GPT-2 small's token embedding as a share of its parameters; "a large portion": at least a quarter."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.device("meta"):

@@ -1,7 +1,7 @@
 """The pages of the public interface, made by pdoc from the docstrings of the method's rooms.
 
-`python -m kn.report.interface FOLDER` renders them into a folder; write_interface does so in a process of its own, and
-only where the sources have changed.
+`python -m kn.report.interface FOLDER` renders them into a folder; write_interface does so in a process of its
+own, and only where the sources have changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ TEMPLATES = Path(__file__).with_name("templates") / "pdoc"
 
 def source_hash() -> str:
     """Hash over the sources of the documented modules and the style of their pages."""
-    documented = [path for room in ROOMS for path in sorted(PACKAGE.glob(f"{room}.py")) + sorted((PACKAGE / room).rglob("*.py"))]
+    documented = sorted(path for path in PACKAGE.rglob("*.py")
+                        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in ROOMS)
     digest = hashlib.sha256()
     for path in [PACKAGE / "__init__.py", Path(__file__), TEMPLATES / "custom.css", *documented]:
         digest.update(path.read_bytes())
@@ -29,7 +30,7 @@ def source_hash() -> str:
 
 
 def write_interface(folder: Path) -> None:
-    """Writes api/ into a folder of reports, unless it is up to date; one note on stdout where that is not possible."""
+    """Writes api/ into a folder of reports, unless it is up to date; a note where that is not possible."""
     target, current = Path(folder) / "api", source_hash()
     stamp = target / STAMP
     if stamp.exists() and stamp.read_text(encoding="utf-8").strip() == current:

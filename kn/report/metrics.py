@@ -1,11 +1,11 @@
-"""Metrics of finished stages, selected by stage and fields and kept per seed: what every table, interval and verdict is made of.
+"""Metrics of finished stages, selected by stage and fields and kept per seed: what every table is made of.
 
 select_metric(records, "dev.headline", "finetune_glue", row="student", task="rte")    one metric, by seed
 average(records, "student", "dev")    mean over the GLUE tasks, by seed
 informative(records)                  the GLUE tasks on which the teacher clearly beats the simple baselines
 
-A record is {"stage", "fields", "metrics", "path", "provenance"}, as Store.record gives it. Scores are percentages,
-perplexities plain numbers.
+A record is {"stage", "fields", "metrics", "path", "provenance"}, as Store.record gives it. Scores are
+percentages, perplexities plain numbers.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def nested(value: Any, path: str) -> Any:
 class SeedValues:
     """A metric by seed, and the paths of the stages it comes from.
 
-    The seed is None where nothing is random. Of several stages of one seed the last counts; where every GLUE task is
-    kept, the keys are (task, seed).
+    The seed is None where nothing is random. Of several stages of one seed the last counts; where all GLUE
+    tasks are kept, the keys are (task, seed).
     """
 
     values: dict[Any, Any] = field(default_factory=dict)
@@ -53,7 +53,8 @@ class SeedValues:
 
     def get(self, path: str) -> SeedValues:
         """The entries at a dotted path of values that are dictionaries; empty where none has one."""
-        found = {seed: entry for seed, value in self.values.items() if (entry := nested(value, path)) is not None}
+        entries = {seed: nested(value, path) for seed, value in self.values.items()}
+        found = {seed: entry for seed, entry in entries.items() if entry is not None}
         return SeedValues(found, self.stages) if found else SeedValues()
 
     def mean(self) -> float | None:
@@ -62,13 +63,14 @@ class SeedValues:
 
 
 def select_metric(records: Iterable[dict], path: str, stage: str, **fields: object) -> SeedValues:
-    """The metric at a dotted path, from every record of a stage whose fields match; records without it are skipped.
+    """The metric at a dotted path, of the records of a stage whose fields match; others are skipped.
 
-    A path that begins with "provenance." reads the provenance instead. Raises ValueError for a number that is not finite.
+    A path that begins with "provenance." reads the provenance instead. Raises ValueError for a number that
+    is not finite.
     """
     found = SeedValues()
     for record in records:
-        if record["stage"] != stage or any(record["fields"].get(key) != value for key, value in fields.items()):
+        if record["stage"] != stage or any(record["fields"].get(key) != fields[key] for key in fields):
             continue
         value = nested(record, path if path.startswith("provenance.") else f"metrics.{path}")
         if isinstance(value, float) and not math.isfinite(value):
@@ -99,30 +101,33 @@ def glue_score(records: list[dict], row: str, task: str, split: str = "dev") -> 
 
 
 def simple_baselines(records: list[dict], task: str) -> dict[str, SeedValues]:
-    """Dev scores of what needs no pre-trained model to solve a task; of the two one-sentence models the better one."""
+    """Dev scores of methods without a pre-trained model; of the two one-sentence models the better one."""
     checks = ("random", "first_sentence", "second_sentence")
-    random, *single = (select_metric(records, "dev.headline", "twin_check", task=task, kind=kind) for kind in checks)
+    random, *single = (select_metric(records, "dev.headline", "twin_check", task=task, kind=kind)
+                       for kind in checks)
+    better = max(single, key=lambda found: -math.inf if (mean := found.mean()) is None else mean)
     return {
         "Majority class": select_metric(records, f"{task}.majority.headline", "twins"),
         "Word list": select_metric(records, f"{task}.word_list.headline", "twins"),
         "Random initialisation": random,
-        "One sentence only": max(single, key=lambda found: -math.inf if (mean := found.mean()) is None else mean),
+        "One sentence only": better,
     }
 
 
 def informative(records: list[dict]) -> list[str]:
-    """The GLUE tasks on which the teacher's dev score leads the best simple baseline by INFORMATIVE_MARGIN, or is unknown."""
+    """The GLUE tasks on which the teacher leads the best simple baseline by INFORMATIVE_MARGIN."""
     result = []
     for task in TASKS:
         teacher = glue_score(records, "teacher", task).mean()
-        scores = [mean for found in simple_baselines(records, task).values() if (mean := found.mean()) is not None]
+        means = (found.mean() for found in simple_baselines(records, task).values())
+        scores = [mean for mean in means if mean is not None]
         if teacher is None or not scores or teacher - max(scores) >= INFORMATIVE_MARGIN:
             result.append(task)
     return result
 
 
 def average(records: list[dict], row: str, split: str = "dev", tasks: Iterable[str] = tuple(TASKS)) -> Values:
-    """The mean headline score over the tasks in percent, for each seed that has them all; empty where there is none."""
+    """The mean headline score over the tasks in percent, for each seed that has them all."""
     return mean_over([glue_score(records, row, task, split).values for task in tasks])
 
 

@@ -22,21 +22,24 @@ from kn.suite.provenance import environment
 from kn.suite.store import Stage, Store
 
 SOURCE = PROJECT_ROOT / "notebooks"
-KERNEL_DIED = "its kernel ended: out of memory, or killed; run the same command again, with --jobs 1 if it was memory"
+KERNEL_DIED = (
+    "its kernel ended: out of memory, or killed; run the same command again, with --jobs 1 if it was memory"
+)
 RENDERING = (".py", ".csv", ".css", ".html")  # kinds of files in kn/paper and kn/report that shape a report
 
 
 def key_of(source: Path, parameters: dict, plan: list[Stage]) -> str:
     """Hash over the notebook's source cells, its parameters, its stages and the code that renders them."""
     cells = [cell["source"] for cell in json.loads(source.read_text())["cells"]]
-    files = [path for room in ("paper", "report") for path in sorted((PACKAGE / room).rglob("*.*")) if path.suffix in RENDERING]
+    files = [path for room in ("paper", "report")
+             for path in sorted((PACKAGE / room).rglob("*.*")) if path.suffix in RENDERING]
     code = [path.read_text(encoding="utf-8") for path in files]
     stages = [stage.path for stage in plan]
     return hashlib.sha256(json.dumps([cells, parameters, stages, code]).encode()).hexdigest()[:16]
 
 
 def execute(source: Path, target: Path, parameters: dict) -> str | None:
-    """Run one notebook into `target`; None, or the error on one line and a page with the traceback (<name>-failed.html)."""
+    """Run a notebook into `target`; None, or the error on one line and a page <name>-failed.html."""
     import nbformat
     import papermill
 
@@ -45,9 +48,11 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     if unknown:
         found = ", ".join(known) or "none"
         return f"{source.name} has no parameter {unknown[0]!r} in its cell tagged parameters: found {found}"
-    failure, part = None, target.with_suffix(f".{os.getpid()}.part.ipynb")  # another process may write the same report
-    # at level ERROR the kernel reports the interrupt that ends every kernel; a cell's error is raised here anyway
-    options = {"kernel_name": "python3", "progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
+    # another process may write the same report
+    failure, part = None, target.with_suffix(f".{os.getpid()}.part.ipynb")
+    # at level ERROR the kernel reports the interrupt that ends every kernel; errors of cells are raised here
+    options = {"kernel_name": "python3", "progress_bar": False,
+               "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
     try:
         papermill.execute_notebook(str(source), str(part), parameters, cwd=str(SOURCE), **options)
     except papermill.PapermillExecutionError as error:
@@ -69,7 +74,7 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
 
 
 def finished(path: Path) -> dict[str, str]:
-    """{notebook: its key and the sha256 of its output} of a run.json; nothing from one that is missing or damaged."""
+    """{notebook: its key and the sha256 of its output} of a run.json; empty for one that cannot be read."""
     try:
         return {str(name): str(key) for name, key in json.loads(path.read_text())["notebooks"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -79,15 +84,16 @@ def finished(path: Path) -> dict[str, str]:
 class NotebookRunner:
     """Executes a run's notebooks in a thread of its own, one after another, each as soon as its stages are finished.
 
-    `update` takes the paths of the finished stages while the run goes on; `finish` executes the rest, writes the index,
-    run.json and the front page. A notebook that is unchanged since the last run is not executed again.
+    `update` takes the paths of the finished stages while the run goes on; `finish` executes the rest, writes the
+    index, run.json and the front page. A notebook that is unchanged since the last run is not executed again.
     """
 
     def __init__(self, profile: str, tables: list[int | str], seeds: int, store: Store):
         self.profile, self.tables, self.seeds, self.store = profile, tables, seeds, store
         self.folder, self.overrides = run.report_folder(profile), run.environment_overrides()
         self.done, self.failures = finished(self.folder / "run.json"), []
-        search = (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))  # a kernel of an environment without kn finds it
+        # a kernel of an environment without kn finds it
+        search = (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.seconds = 0.0  # of execution
@@ -101,7 +107,8 @@ class NotebookRunner:
         self.waiting: dict[str, tuple[str, set[str]]] = {}  # notebook: (key, paths of its stages)
         for name, keys in wanted.items():
             stages, _ = plan_stages(settings, keys, seeds)
-            self.waiting[name] = key_of(SOURCE / f"{name}.ipynb", inputs, stages), {stage.path for stage in stages}
+            self.waiting[name] = key_of(SOURCE / f"{name}.ipynb", inputs, stages), {stage.path
+                                                                                    for stage in stages}
         self.thread = ThreadPoolExecutor(1)
 
     def update(self, paths: set[str]) -> None:
@@ -139,7 +146,8 @@ class NotebookRunner:
         found = [stage for stage in plan if self.store.has(stage)]
         records = run.records(self.store, found)
         fingerprint = next((r["metrics"]["fingerprint"] for r in records if r["stage"] == "corpus"), None)
-        made = {"seeds": self.seeds, "tables": self.tables, "overrides": list(self.overrides), "corpus": fingerprint}
+        made = {"seeds": self.seeds, "tables": self.tables, "overrides": list(self.overrides),
+                "corpus": fingerprint}
         settings = profiles.load(self.profile, self.overrides)
         everything, _ = plan_stages(settings, (*TABLES, *BEYOND), self.seeds)  # of earlier runs, too
         known = run.records(self.store, [stage for stage in everything if self.store.has(stage)])
@@ -192,5 +200,5 @@ def compare_with_published(folder: Path) -> str:
 
 
 def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage], store: Store) -> int:
-    """Execute the tables' notebooks, then write the index, run.json and the front page; 1 if any notebook failed, else 0."""
+    """Execute the tables' notebooks, write index, run.json and front page; 1 if a notebook failed, else 0."""
     return NotebookRunner(profile, tables, seeds, store).finish(plan)

@@ -26,15 +26,17 @@ FAR_WORSE = 2.0  # ratio of perplexities from which the SVD start counts as far 
 
 
 def compare(
-    claim: str, left: Values, right: Values, paper: float | None, side: int, ratio: bool, bound: float | None = None
+    claim: str, left: Values, right: Values, paper: float | None, side: int, ratio: bool,
+    bound: float | None = None
 ) -> dict:
     """One line of trends(): left against right, paired by seed, as a difference or as a ratio.
 
-    side is +1 where left is claimed to be the greater, −1 where the smaller; with a bound the claim is that the
-    difference or ratio is at least (+1) or at most (−1) the bound.
+    side is +1 where left is claimed to be greater, −1 where smaller; with a bound the claim is that the difference
+    or ratio is at least (+1) or at most (−1) the bound.
     """
     differences = paired_differences(left, right, ratio)
-    line = {"claim": claim, "paper": paper, "ours": math.nan, "low": math.nan, "high": math.nan, "n": len(differences)}
+    line = {"claim": claim, "paper": paper, "ours": math.nan, "low": math.nan, "high": math.nan,
+            "n": len(differences)}
     if not differences:
         return {**line, "verdict": "not run"}
     verdict = judge(differences, bound, side, ratio=ratio, inclusive=bound is not None)
@@ -43,14 +45,16 @@ def compare(
 
 
 def trends(records: list[dict]) -> pandas.DataFrame:
-    """The paper's orderings on our numbers: claim, paper, ours, low, high, n, verdict; scores over the informative tasks."""
+    """The paper's orderings on our numbers: claim, paper, ours, low, high, n, verdict."""
     paper = {
-        number: {(cell.row, cell.column): number_of(cell.value) for cell in printed(number).itertuples()} for number in range(4, 8)
+        number: {(cell.row, cell.column): number_of(cell.value) for cell in printed(number).itertuples()}
+        for number in range(4, 8)
     }
     table4 = {model: paper[4]["Perplexity", name] for model, name in MODELS.items()}
     table7 = {key: paper[7][row, "Wikitext-103 (pp.)"] for key, row in ABLATION.items()}
     ablated = {key: after_ablation(records, key).values for key in ABLATION}
-    tuned = {model: select_metric(records, "perplexity.wiki.test", "finetune_lm", model=model).values for model in MODELS}
+    tuned = {model: select_metric(records, "perplexity.wiki.test", "finetune_lm", model=model).values
+             for model in MODELS}
     tasks = informative(records)
 
     claim = f"SVD start: perplexity at least {FAR_WORSE:g} times the teacher's"
@@ -61,7 +65,8 @@ def trends(records: list[dict]) -> pandas.DataFrame:
         claim = f"Table 7, perplexity: {ABLATION[less]} below {ABLATION[more]}{start}, ratio"
         lines.append(compare(claim, ablated[less], ablated[more], table7[less] / table7[more], -1, True))
     claim = "Table 4, perplexity: KnGPT2 below DistilGPT2, ratio"
-    lines.append(compare(claim, tuned["student"], tuned["baseline"], table4["student"] / table4["baseline"], -1, True))
+    lines.append(compare(claim, tuned["student"], tuned["baseline"], table4["student"] / table4["baseline"],
+                         -1, True))
 
     pairs = [
         ("student", "baseline", 1, "above"), ("student_ilkd", "student", 1, "above"),
@@ -69,13 +74,16 @@ def trends(records: list[dict]) -> pandas.DataFrame:
     ]
     for left, right, side, words in pairs:
         for number, split in ((5, "dev"), (6, "test")):
-            means = [statistics.fmean(paper[number][GLUE_ROWS[row], TASKS[task]] for task in tasks or TASKS) for row in (left, right)]
-            claim = f"Table {number}, GLUE {split} average: {GLUE_ROWS[left]} {words} {GLUE_ROWS[right]}, points"
+            means = [statistics.fmean(paper[number][GLUE_ROWS[row], TASKS[task]] for task in tasks or TASKS)
+                     for row in (left, right)]
+            ordering = f"{GLUE_ROWS[left]} {words} {GLUE_ROWS[right]}, points"
+            claim = f"Table {number}, GLUE {split} average: {ordering}"
             ours = [average(records, row, split, tasks) for row in (left, right)]
             lines.append(compare(claim, *ours, round(means[0] - means[1], 2), side, False))
 
     mnli = {
-        key: select_metric(records, "dev.f1", "finetune_glue", row=f"ablation_{key}", task="mnli").values if "mnli" in tasks else {}
+        key: select_metric(records, "dev.f1", "finetune_glue", row=f"ablation_{key}", task="mnli").values
+        if "mnli" in tasks else {}
         for key in ("lm_kd", "none")
     }
     difference = round(paper[7][ABLATION["lm_kd"], "MNLI (f1)"] - paper[7][ABLATION["none"], "MNLI (f1)"], 2)

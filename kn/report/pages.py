@@ -1,4 +1,4 @@
-"""The pages of a report, rendered from templates/*.html: self-contained, no script, nothing fetched, light or dark.
+"""The pages of a report, rendered from templates/*.html: self-contained, no script, nothing fetched.
 
 fragment(frame)    a table, the trends, the ledger or the readings alone, for a notebook
 index_page, table_page, records_page, claims_page, how_page, failed_page, front_page, failed_notebook_page
@@ -23,8 +23,10 @@ from kn.report.table_registry import TABLES, training_settings
 NEGATIVE = "(−)"  # marks a negative result in LOG.md
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 MENU = [
-    ("index.html", "Index"), ("claims.html", "Claims"), *((f"table{n}.html", f"Table {n}") for n in TABLES if isinstance(n, int)),
-    ("records.html", "Stages"), ("how.html", "How it was made"), ("failed.html", "What failed"), ("../index.html", "All profiles"),
+    ("index.html", "Index"), ("claims.html", "Claims"),
+    *((f"table{n}.html", f"Table {n}") for n in TABLES if isinstance(n, int)),
+    ("records.html", "Stages"), ("how.html", "How it was made"), ("failed.html", "What failed"),
+    ("../index.html", "All profiles"),
 ]
 BENCHMARK_COLUMNS = ["group", "case", "dtype", "variant", "median", "low", "high", "unit", "ratio", "n"]
 
@@ -37,7 +39,8 @@ def inline(text: str) -> Markup:
 
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
+    autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    undefined=jinja2.StrictUndefined,
 )
 ENVIRONMENT.filters["inline"] = inline
 ENVIRONMENT.globals |= {"verdict_kinds": views.VERDICT_KINDS, "verdict_signs": views.VERDICT_SIGNS}
@@ -46,7 +49,8 @@ ENVIRONMENT.globals |= {"verdict_kinds": views.VERDICT_KINDS, "verdict_signs": v
 def _page(template: str, title: str, profile: str, records: list[dict], here: str, **data: Any) -> str:
     data = {"menu": MENU, "provenance": views.provenance(records), **data}
     warnings = cautions(records, profile) if profile else []
-    return ENVIRONMENT.get_template(template).render(title=title, profile=profile, here=here, cautions=warnings, **data)
+    return ENVIRONMENT.get_template(template).render(title=title, profile=profile, here=here,
+                                                     cautions=warnings, **data)
 
 
 def fragment(frame: pandas.DataFrame) -> str:
@@ -74,24 +78,30 @@ def section(
 
 
 def table_page(
-    key: int | str, frame: pandas.DataFrame, records: list[dict], profile: str, figure: Figure, **more: pandas.DataFrame | None
+    key: int | str, frame: pandas.DataFrame, records: list[dict], profile: str, figure: Figure,
+    **more: pandas.DataFrame | None
 ) -> str:
-    """The page of one table; the stages behind its numbers stand below it, so that every link stays on the page."""
+    """The page of one table; the stages behind its numbers stand below it: every link stays on the page."""
     used = {path for stages in frame["stage"] for path in stages.split(";")}
     behind = [record for record in records if record["path"] in used]
-    shown = section(key, frame, figure, records, {record["path"]: f"#{anchor(record)}" for record in behind}, **more)
-    data = {"section": shown, "provenance": views.provenance(behind), "groups": views.stage_groups(behind, profile)}
+    shown = section(key, frame, figure, records, {record["path"]: f"#{anchor(record)}" for record in behind},
+                    **more)
+    data = {"section": shown, "provenance": views.provenance(behind),
+            "groups": views.stage_groups(behind, profile)}
     return _page("table.html", shown["title"], profile, records, f"{shown['id']}.html", **data)
 
 
 def index_page(
-    sections: list[dict], trends: pandas.DataFrame, ledger: pandas.DataFrame, benchmarks: list[dict], records: list[dict],
+    sections: list[dict], trends: pandas.DataFrame, ledger: pandas.DataFrame, benchmarks: list[dict],
+    records: list[dict],
     profile: str,
 ) -> str:
     """The page with verdicts, trends, all tables and their plots, and the benchmarks."""
-    contents = [("verdicts", "Verdicts"), ("trends", "Trends"), *((part["id"], part["short"]) for part in sections)]
+    contents = [("verdicts", "Verdicts"), ("trends", "Trends"),
+                *((part["id"], part["short"]) for part in sections)]
     data = {
-        "contents": contents + [("speed", "Speed")] * bool(benchmarks), "sections": sections, "benchmarks": benchmarks,
+        "contents": contents + [("speed", "Speed")] * bool(benchmarks), "sections": sections,
+        "benchmarks": benchmarks,
         "matrix": views.verdict_matrix({profile: ledger}, "claims.html"), "trends": views.table_view(trends),
     }
     return _page("index.html", f"KnGPT2, reproduced: {profile}", profile, records, "index.html", **data)
@@ -102,21 +112,24 @@ def benchmark_view(frame: pandas.DataFrame, figure: Figure) -> dict[str, Any]:
     machine = {name: str(frame[name].iloc[0]) for name in ("device", "threads", "torch")}
     lines = frame[BENCHMARK_COLUMNS].itertuples(index=False, name=None)
     plot = Markup(svg(figure, "the speed of layers and models"))
-    return {**machine, "plot": plot, "columns": BENCHMARK_COLUMNS, "rows": [list(map(str, line)) for line in lines]}
+    return {**machine, "plot": plot, "columns": BENCHMARK_COLUMNS,
+            "rows": [list(map(str, line)) for line in lines]}
 
 
 def records_page(records: list[dict], profile: str) -> str:
-    """Every stage with its fields, metrics, provenance and path; the seeds of one stage stand side by side."""
+    """Every stage with its fields, metrics, provenance and path; the seeds of one stage side by side."""
     kinds = list(dict.fromkeys(record["stage"] for record in records))
     data = {"kinds": kinds, "groups": views.stage_groups(records, profile)}
     return _page("records.html", "Stages", profile, records, "records.html", **data)
 
 
-def claims_page(ledger: pandas.DataFrame, effects: pandas.DataFrame, records: list[dict], profile: str) -> str:
+def claims_page(ledger: pandas.DataFrame, effects: pandas.DataFrame, records: list[dict],
+                profile: str) -> str:
     """The ledger of claims, and what each reading of the paper changes."""
     data = {
         "ledger": views.table_view(ledger), "effects": views.table_view(effects),
-        "printed": views.count_verdicts(list(ledger["paper"])), "ours": views.count_verdicts(list(ledger["ours"])),
+        "printed": views.count_verdicts(list(ledger["paper"])),
+        "ours": views.count_verdicts(list(ledger["ours"])),
         "turned": sorted(set(effects.loc[effects["turned"] == "yes", "reading"])),
     }
     return _page("claims.html", "Claims, judged", profile, records, "claims.html", **data)
@@ -133,13 +146,17 @@ def how_page(records: list[dict], profile: str, run: dict) -> str:
     words += [f"--seeds {seeds}" if seeds != 1 else "", *(f"--set {item}" for item in overrides)]
     command = " ".join(filter(None, words))
     known = [record["provenance"] for record in records]
-    packages = {name: version for entry in known for name, version in (entry.get("packages") or {}).items() if version}
+    packages = {name: version for entry in known
+                for name, version in (entry.get("packages") or {}).items() if version}
     minutes = sum(entry.get("wall_seconds") or 0 for entry in known) / 60
     facts = {
-        "last command": command, "profile": profile, "seeds": str(seeds), "settings changed": ", ".join(overrides) or "none",
-        **{key: distinct(entry.get(key) for entry in known) for key in ("device", "system", "python", "commit")},
+        "last command": command, "profile": profile, "seeds": str(seeds),
+        "settings changed": ", ".join(overrides) or "none",
+        **{key: distinct(entry.get(key) for entry in known)
+           for key in ("device", "system", "python", "commit")},
         "packages": ", ".join(f"{name} {version}" for name, version in sorted(packages.items())),
-        "corpus": str(run.get("corpus") or ""), "work": f"{len(records)} stages, {minutes:.0f} minutes of one process",
+        "corpus": str(run.get("corpus") or ""),
+        "work": f"{len(records)} stages, {minutes:.0f} minutes of one process",
     }
     kinds: dict[str, list[dict]] = {}
     for record in records:
@@ -147,10 +164,12 @@ def how_page(records: list[dict], profile: str, run: dict) -> str:
     rows = []
     for kind, members in kinds.items():
         seconds = [entry.get("wall_seconds") or 0 for entry in members]
-        cells = [len(members), f"{sum(seconds) / 60:.1f}", f"{max(seconds):.0f}", distinct(e.get("device") for e in members)]
+        cells = [len(members), f"{sum(seconds) / 60:.1f}", f"{max(seconds):.0f}",
+                 distinct(e.get("device") for e in members)]
         rows.append({"kind": kind, "cells": cells})
     facts = {key: value for key, value in facts.items() if value}
-    return _page("how.html", "How this was made", profile, records, "how.html", facts=facts, command=command, rows=rows)
+    return _page("how.html", "How this was made", profile, records, "how.html", facts=facts, command=command,
+                 rows=rows)
 
 
 def negative_results(log: str) -> list[tuple[str, list[str]]]:
@@ -171,17 +190,24 @@ def failed_page(log: str, records: list[dict], profile: str) -> str:
 
 
 def front_page(
-    reports: dict[str, tuple[pandas.DataFrame, dict]], interface: str = "", comparisons: dict[str, str] | None = None
+    reports: dict[str, tuple[pandas.DataFrame, dict]], interface: str = "",
+    comparisons: dict[str, str] | None = None
 ) -> str:
-    """The page above the profiles, {profile: (ledger, run.json)}; how each compares with the published one; the interface."""
+    """The page above the profiles, {profile: (ledger, run.json)}.
+
+    `interface` is a link to pdoc's pages, `comparisons` says how reports compare with the published ones.
+    """
     cards = []
     for name, (ledger, run) in reports.items():
         seeds, device = run.get("seeds", "?"), run.get("environment", {}).get("device", "")
         verdicts = views.count_verdicts(list(ledger["ours"]))
-        cards.append({"name": name, "run": f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {device}", "verdicts": verdicts})
-    menu = [*((f"{name}/index.html", name) for name in reports), *[(interface, "Interface")] * bool(interface)]
+        cards.append({"name": name, "run": f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {device}",
+                      "verdicts": verdicts})
+    menu = [*((f"{name}/index.html", name) for name in reports),
+            *[(interface, "Interface")] * bool(interface)]
     matrix = views.verdict_matrix({name: ledger for name, (ledger, _) in reports.items()})
-    return _page("front.html", "KnGPT2: does the paper hold?", "", [], "", menu=menu, cards=cards, matrix=matrix, comparisons=comparisons or {})
+    data = {"menu": menu, "cards": cards, "matrix": matrix, "comparisons": comparisons or {}}
+    return _page("front.html", "KnGPT2: does the paper hold?", "", [], "", **data)
 
 
 def failed_notebook_page(notebook: Any, failure: str) -> str:
@@ -190,7 +216,9 @@ def failed_notebook_page(notebook: Any, failure: str) -> str:
     for cell in notebook.cells:
         outputs = []
         for output in cell.get("outputs", []):
-            lines = output.get("traceback") or [output.get("text") or output.get("data", {}).get("text/plain", "")]
+            text = output.get("text") or output.get("data", {}).get("text/plain", "")
+            lines = output.get("traceback") or [text]
             outputs.append({"text": ANSI.sub("", "\n".join(lines)), "failed": "traceback" in output})
         cells.append({"source": cell.source, "code": cell.cell_type == "code", "outputs": outputs})
-    return _page("failed_notebook.html", "A notebook that failed", "", [], "", menu=MENU, cells=cells, failure=failure)
+    return _page("failed_notebook.html", "A notebook that failed", "", [], "", menu=MENU, cells=cells,
+                 failure=failure)

@@ -1,4 +1,4 @@
-"""The plots of a report: a function per table that draws on a figure, and the figure as SVG in the colours of the page."""
+"""The plots of a report: a function per table that draws on a figure, and SVG in the colours of the page."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ METHOD_COLOURS = {"aligned": PALETTE[0], "svd": PALETTE[1], "narrow": PALETTE[5]
 METHOD_LABELS = {"aligned": "Aligned start", "svd": "SVD start", "narrow": "Narrow", "lowrank": "Low-rank"}
 STYLE: dict[Any, Any] = {
     **{f"{part}color": INK for part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")},
-    "font.size": 9, "font.family": "sans-serif", "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "axes.titlesize": 9, "grid.color": GREY + "55", "grid.linewidth": 0.5,
+    "font.size": 9, "font.family": "sans-serif", "legend.frameon": False, "axes.titlesize": 9,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": GREY + "55", "grid.linewidth": 0.5,
 }
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0}  # a legend over the axes
 HEIGHTS = {"alignment": 3.8, "compression": 4.6, "speed": 6}  # inches; the others have 3.3
@@ -40,7 +41,7 @@ def draw(function: Callable, frame: pandas.DataFrame, records: list[dict] | None
 
 
 def svg(figure: Figure, name: str) -> str:
-    """A figure as inline SVG whose text and axes take the colour of the page; the name keeps the ids of several apart."""
+    """A figure as inline SVG whose text and axes take the colour of the page; the name keeps ids apart."""
     out = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -83,11 +84,12 @@ def perplexities(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -
     """Table 4: perplexity after fine-tuning, and before it."""
     left, right = figure.subplots(1, 2)
     _points(left, frame[frame["row"] == "Perplexity"], "column", "test perplexity (log axis)")
-    _points(right, frame[frame["row"] == "Perplexity before this training"], "column", "before fine-tuning (log axis)")
+    _points(right, frame[frame["row"] == "Perplexity before this training"], "column",
+            "before fine-tuning (log axis)")
 
 
 def glue_scores(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> None:
-    """Tables 5 and 6: a group per column, a bar per row with its standard deviation, the paper's values as short dashes."""
+    """Tables 5 and 6: a group per column, a bar per row, the paper's values as dashes."""
     axis, frame = figure.subplots(), frame.drop_duplicates(["row", "column"])
     columns, rows = list(dict.fromkeys(frame["column"])), list(dict.fromkeys(frame["row"]))
     if frame["ours"].isna().all():
@@ -117,14 +119,15 @@ def ablation(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> No
 
 
 def alignment(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> None:
-    """beyond_alignment: what each ingredient costs before training, and perplexity against shares of the pre-training."""
+    """beyond_alignment: the cost of each ingredient; perplexity against shares of the training."""
     known = frame[frame["ours"].notna()]
     left, right = figure.subplots(1, 2)
     untrained = known[known["column"].str.startswith("times") & (known["share"] == 0)].iloc[::-1]
     rows = list(dict.fromkeys(untrained["row"]))
     for index, (column, cells) in enumerate(untrained.groupby("column", sort=True)):
         y = [rows.index(row) + 0.12 - 0.24 * index for row in cells["row"]]
-        _errorbar(left, cells["ours"].astype(float), y, xerr=cells["sd"], fmt="os"[index], color=PALETTE[index],
+        _errorbar(left, cells["ours"].astype(float), y, xerr=cells["sd"], fmt="os"[index],
+                  color=PALETTE[index],
                   label=column.rpartition(", ")[2])
     if rows:
         _log_axis(left, "x")
@@ -143,7 +146,8 @@ def alignment(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> N
         right.axhline(value, color=INK, lw=1, ls=":", label="teacher")
     if right.has_data():
         _log_axis(right, "y")
-        right.set(xlabel="share of the light pre-training (0: none)", ylabel="test perplexity, web text (log axis)")
+        right.set(xlabel="share of the light pre-training (0: none)",
+                  ylabel="test perplexity, web text (log axis)")
         right.legend(loc="upper right")
 
 
@@ -159,7 +163,7 @@ def compression(figure: Figure, frame: pandas.DataFrame, records: list[dict]) ->
 
 
 def _size_against_perplexity(axis: Any, frame: pandas.DataFrame, when: str) -> None:
-    """A colour for each method, filled for odd layers, hollow for all layers, the factor beside each point."""
+    """A colour for each method, filled for odd layers, hollow for all layers, the factor as a label."""
     sizes = frame[frame["column"] == "parameters"].set_index("row")["ours"].astype(float)
     cells = frame[frame["column"] == f"{when}, web"].set_index("row")
     note = partial(axis.annotate, textcoords="offset points", fontsize=7)
@@ -168,8 +172,9 @@ def _size_against_perplexity(axis: Any, frame: pandas.DataFrame, when: str) -> N
             part = cells[(cells["method"] == method) & (cells["layers"] == layers)]
             if len(part):
                 label = f"{METHOD_LABELS[method]}, {layers} layers"
-                _errorbar(axis, sizes[part.index], part["ours"].astype(float), yerr=part["sd"], fmt=marker, color=colour,
-                          mfc=colour if layers == "odd" else "none", label=label)
+                style = {"color": colour, "mfc": colour if layers == "odd" else "none", "fmt": marker}
+                ours = part["ours"].astype(float)
+                _errorbar(axis, sizes[part.index], ours, yerr=part["sd"], label=label, **style)
             for cell in part.itertuples():
                 offset = -9 if method == "narrow" else 3  # the narrow model lies on the aligned start
                 note(cell.factor, (sizes[cell.Index], cell.ours), xytext=(4, offset), color=colour)
@@ -180,13 +185,15 @@ def _size_against_perplexity(axis: Any, frame: pandas.DataFrame, when: str) -> N
             note(cell.Index.partition(" (")[0], (sizes[cell.Index], cell.ours), xytext=(0, -10), ha=align)
     if len(cells):
         _log_axis(axis, "y")
-        axis.set(xlabel="parameters without the output embedding, M", ylabel="test perplexity, web text (log axis)")
+        axis.set(xlabel="parameters without the output embedding, M",
+                 ylabel="test perplexity, web text (log axis)")
         axis.set_title(when if when == "as made" else "after a short training")
 
 
 def speed(figure: Figure, frame: pandas.DataFrame, records: list[dict] | None = None) -> None:
     """benchmarks/speed.py, as times the dense layer or model: single layers left, blocks and models right."""
-    timed = frame[(frame["unit"] == "ms") & (frame["dtype"] == frame["dtype"].iloc[0]) & (frame["variant"] != "dense")]
+    first = frame["dtype"] == frame["dtype"].iloc[0]
+    timed = frame[first & (frame["unit"] == "ms") & (frame["variant"] != "dense")]
     layers = timed[timed["group"].str.startswith("layer, forward and backward, 1024")]
     models = timed[timed["group"].str.startswith(("block", "model"))]
     titles = ("one layer, 1,024 rows, forward and backward", "blocks of 1,024 rows and whole models")
@@ -199,7 +206,8 @@ def speed(figure: Figure, frame: pandas.DataFrame, records: list[dict] | None = 
             colour = PALETTE[index % len(PALETTE)]
             axis.barh(y, cells["ratio"].astype(float).fillna(0), 0.9 * height, color=colour, label=variant)
         axis.axvline(1, color=INK, lw=1)
-        axis.set_yticks([-place for place in range(len(cases))], [case.replace(", no head", "\nno head") for case in cases])
+        axis.set_yticks([-place for place in range(len(cases))],
+                        [case.replace(", no head", "\nno head") for case in cases])
         axis.set(xlabel="times as fast as dense", title=title)
         axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), ncols=2, fontsize=8)
 
@@ -213,15 +221,15 @@ def _errorbar(axis: Any, x: Any, y: Any, xerr: Any = None, yerr: Any = None, **s
 
 
 def _points(axis: Any, frame: pandas.DataFrame, names: str, label: str, log: bool = True) -> None:
-    """Ours as a dot with its standard deviation, the paper's value as a ring, a line per entry of the column `names`."""
+    """Ours as a dot with its standard deviation, the paper's value as a ring, a line per entry of `names`."""
     frame = frame.iloc[::-1]
     known = frame[frame["ours"].notna()]
     if known.empty:
         return
     in_paper = "paper" if frame["paper"].notna().any() else None
     axis.plot(frame["paper"].astype(float), frame[names], "o", mfc="none", mec=GREY, ms=8, label=in_paper)
-    _errorbar(axis, known["ours"].astype(float), known[names], xerr=known["sd"], fmt="o", color=PALETTE[0], ms=6, capsize=3,
-              label="ours")
+    style = {"fmt": "o", "color": PALETTE[0], "ms": 6, "capsize": 3}
+    _errorbar(axis, known["ours"].astype(float), known[names], xerr=known["sd"], label="ours", **style)
     if log:
         _log_axis(axis, "x")
     axis.set(xlabel=label, ylim=(-0.6, len(frame) - 0.4))
@@ -242,8 +250,8 @@ def _log_axis(axis: Any, which: str) -> None:
 
 def _logged(records: list[dict], stage: str) -> list[dict]:
     """The records of a stage that have a training log, of seed 0."""
-    chosen = [record for record in records if record["stage"] == stage and record["fields"].get("seed") in (None, 0)]
-    return [record for record in chosen if record["metrics"].get("log")]
+    logged = [record for record in records if record["stage"] == stage and record["metrics"].get("log")]
+    return [record for record in logged if record["fields"].get("seed") in (None, 0)]
 
 
 def _curves(figure: Figure, lines: list[tuple[dict, dict]], key: str, label: str, terms: list[str]) -> None:
@@ -252,7 +260,8 @@ def _curves(figure: Figure, lines: list[tuple[dict, dict]], key: str, label: str
         for record, style in lines:
             entries = [entry for entry in record["metrics"]["log"] if entry.get(term)]
             if entries:
-                axis.plot([entry[key] for entry in entries], [entry[term] for entry in entries], lw=1.2, **style)
+                x, y = ([entry[name] for entry in entries] for name in (key, term))
+                axis.plot(x, y, lw=1.2, **style)
         axis.set(title=term.replace("_", " "), xlabel=label)
         if axis.has_data():
             _log_axis(axis, "y")

@@ -96,7 +96,8 @@ def picture(folder: Path) -> matplotlib.figure.Figure:
     figure = Figure(figsize=(9.6, 2.9), layout="constrained")
     figure.patch.set_facecolor("white")
     panels = (
-        ("Perplexity after fine-tuning (Table 4)", 4, [("Perplexity", model) for model in ("GPT-2 Small", "DistilGPT2", "KnGPT2")], 1),
+        ("Perplexity after fine-tuning (Table 4)", 4,
+         [("Perplexity", model) for model in ("GPT-2 Small", "DistilGPT2", "KnGPT2")], 1),
         ("Perplexity after pre-training (Table 7)", 7, [(arm, "Wikitext-103 (pp.)") for arm in ARMS], 0),
         ("GLUE dev, average in % (Table 5)", 5, [(row, "Average") for row in ROWS], 0),
     )
@@ -106,8 +107,10 @@ def picture(folder: Path) -> matplotlib.figure.Figure:
             line = frame[(frame["row"] == cell[0]) & (frame["column"] == cell[1])].iloc[0]
             ours, paper = float(line.ours), float(line.paper.replace(",", ""))
             axes.plot([paper, ours], [place, place], color="#c9c5bb", linewidth=1.2, zorder=1)
-            ring = {"markerfacecolor": "white", "markeredgecolor": "#656c75", "markersize": 7, "label": "paper"}
-            dot = {"color": "#0b5c8a", "markersize": 6, "capsize": 2, "label": "ours, ± standard deviation of the seeds"}
+            ring = {"markerfacecolor": "white", "markeredgecolor": "#656c75", "markersize": 7,
+                    "label": "paper"}
+            dot = {"color": "#0b5c8a", "markersize": 6, "capsize": 2,
+                   "label": "ours, ± standard deviation of the seeds"}
             drawn = [
                 axes.plot(paper, place, "o", zorder=2, **ring)[0],
                 axes.errorbar(ours, place, xerr=float(line.sd or 0), fmt="o", zorder=3, **dot),

@@ -1,4 +1,4 @@
-"""How each open reading of the paper, switched one at a time (kn.suite.readings), moves the numbers and the verdicts."""
+"""How each open reading of the paper, switched alone, moves the numbers and the verdicts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Quantity:
 
 
 def _perplexity(model: str) -> Measure:
-    return lambda records, _: select_metric(records, "perplexity.wiki.test", "finetune_lm", model=model).values
+    return lambda records, _: select_metric(records, "perplexity.wiki.test", "finetune_lm",
+                                            model=model).values
 
 
 def _ablation(objective: str) -> Measure:
@@ -39,7 +40,8 @@ def _ablation(objective: str) -> Measure:
 
 
 def _mnli(objective: str) -> Measure:
-    return lambda records, _: select_metric(records, "dev.f1", "finetune_glue", row=f"ablation_{objective}", task="mnli").values
+    return lambda records, _: select_metric(records, "dev.f1", "finetune_glue", row=f"ablation_{objective}",
+                                            task="mnli").values
 
 
 def _glue(row: str) -> Measure:
@@ -68,22 +70,26 @@ QUANTITIES = (
         _difference(_perplexity("student"), _perplexity("baseline"), True), _finetune_lm,
     ),
     Quantity(
-        "Table 7: LM / LM + KD, perplexity", -1, True, _difference(_ablation("lm"), _ablation("lm_kd"), True), _pretrain_wiki,
+        "Table 7: LM / LM + KD, perplexity", -1, True, _difference(_ablation("lm"), _ablation("lm_kd"), True),
+        _pretrain_wiki,
     ),
     Quantity(
-        "Table 5: KnGPT2 − DistilGPT2", 1, False, _difference(_glue("student"), _glue("baseline")), _glue_of("student"),
+        "Table 5: KnGPT2 − DistilGPT2", 1, False, _difference(_glue("student"), _glue("baseline")),
+        _glue_of("student"),
     ),
     Quantity(
-        "Table 5: KnGPT2 + ILKD − KnGPT2", 1, False, _difference(_glue("student_ilkd"), _glue("student")), _glue_of("student"),
+        "Table 5: KnGPT2 + ILKD − KnGPT2", 1, False, _difference(_glue("student_ilkd"), _glue("student")),
+        _glue_of("student"),
     ),
     Quantity(
-        "Table 7, MNLI f1: LM + KD − none", 1, False, _difference(_mnli("lm_kd"), _mnli("none")), _glue_of("ablation"),
+        "Table 7, MNLI f1: LM + KD − none", 1, False, _difference(_mnli("lm_kd"), _mnli("none")),
+        _glue_of("ablation"),
     ),
 )
 
 
 def effects(records: list[dict], switched: dict[str, list[dict]]) -> pandas.DataFrame:
-    """A line per reading and quantity that it moves (COLUMNS); `switched` has the records each reading made anew."""
+    """A line per reading and quantity that it moves (COLUMNS); `switched` has the records of each reading."""
     lines = [line for reading, changed in switched.items() for line in _lines(records, reading, changed)]
     return pandas.DataFrame(lines, columns=COLUMNS)
 
@@ -92,7 +98,8 @@ def _lines(records: list[dict], reading: str, changed: list[dict]) -> Iterator[l
     """The lines of one reading, at the seeds and GLUE tasks it was run with."""
     seeds = {record["fields"].get("seed") for record in changed}
     tasks = tuple(
-        task for task in TASKS if any(record["fields"].get("task") == task and _glue_of("student")(record) for record in changed)
+        task for task in TASKS
+        if any(record["fields"].get("task") == task and _glue_of("student")(record) for record in changed)
     )
     default = [record for record in records if record["fields"].get("seed") in seeds | {None}]
     replaced = {_identity(record): record for record in (*default, *changed)}
@@ -103,13 +110,15 @@ def _lines(records: list[dict], reading: str, changed: list[dict]) -> Iterator[l
             continue
         pairs = paired(after, before)
         moved = judge({seed: a - b for seed, (a, b) in pairs.items()}, ratio=quantity.ratio)
-        verdicts = [HELD[judge(values, side=quantity.side, ratio=quantity.ratio).holds] for values in (before, after)]
+        verdicts = [HELD[judge(values, side=quantity.side, ratio=quantity.ratio).holds]
+                    for values in (before, after)]
         transform = math.exp if quantity.ratio else float
         means = [transform(interval(list(values.values()))[0]) for values in (before, after)]
         on_tasks = f" ({' and '.join(TASKS[task] for task in tasks)})" if "Table 5" in quantity.name else ""
         yield [
             reading, f"{section}.{field}={value}", quantity.name + on_tasks, *means, *moved[1:4], len(pairs),
-            "undecided" if moved.holds is None else "yes", *verdicts, "yes" if verdicts[0] != verdicts[1] else "no",
+            "undecided" if moved.holds is None else "yes", *verdicts,
+            "yes" if verdicts[0] != verdicts[1] else "no",
         ]
 
 

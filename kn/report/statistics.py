@@ -1,7 +1,7 @@
 """Intervals and verdicts: 95 %, Student's t, differences paired by seed.
 
-interval(values)           mean and interval over seeds, for these very tasks
-two_way_interval(values)   mean and interval over tasks and seeds, both taken as random: for other tasks of the kind
+interval(values)           mean and interval over seeds, for these tasks
+two_way_interval(values)   mean and interval over tasks and seeds, both taken as random
 paired(left, right)        the two values of every seed that both have
 judge(differences, …)      is a claim held, not held or undecided
 """
@@ -20,7 +20,7 @@ REPRODUCED = {True: "reproduced", False: "not reproduced", None: "undecided"}
 
 
 class Verdict(NamedTuple):
-    """Whether a claim holds (None: undecided), the estimate with its 95 % interval, and n seeds (0: nothing is random)."""
+    """Whether a claim holds (None: undecided), its value and 95 % interval, n seeds (0: nothing random)."""
 
     holds: bool | None
     value: float
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of seed-paired differences, by Student's t; the interval of fewer than two seeds is NaN."""
+    """Mean and 95 % interval of seed-paired differences, by Student's t; NaN for fewer than two seeds."""
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return mean, math.nan, math.nan
@@ -41,8 +41,8 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
 def two_way_interval(values: dict[str, Values]) -> tuple[float, float, float]:
     """Mean and 95 % interval of values by task and seed: two-way random effects without replication.
 
-    The variance of the mean is (MS_task + MS_seed − MS_rest) / (tasks · seeds), but no smaller than either alone gives;
-    degrees of freedom by Satterthwaite. One seed leaves the variance over tasks, one task the variance over seeds.
+    The variance of the mean is (MS_task + MS_seed − MS_rest) / (tasks · seeds), but no smaller than either alone
+    gives; degrees of freedom by Satterthwaite. One seed leaves the variance over tasks, one task that over seeds.
     Raises ValueError where the tasks do not have the same seeds.
     """
     rows = [list(by_seed.values()) for by_seed in values.values()]
@@ -75,10 +75,11 @@ def _t_interval(mean: float, variance: float, degrees_of_freedom: float) -> tupl
 
 
 def paired(left: Values, right: Values) -> dict[int | None, tuple[float, float]]:
-    """The two values of every seed that both have; a side in which nothing is random is paired with every seed of the other."""
+    """The two values of every seed that both have; a value without a seed is paired with every seed."""
     if left and right and (set(left) == {None} or set(right) == {None}):
         seeds: list[int | None] = [seed for seed in {**left, **right} if seed is not None] or [None]
-        left, right = ({seed: side[seed if seed in side else None] for seed in seeds} for side in (left, right))
+        left, right = ({seed: side[seed if seed in side else None] for seed in seeds}
+                       for side in (left, right))
     return {seed: (left[seed], right[seed]) for seed in left if seed in right}
 
 
@@ -89,13 +90,15 @@ def paired_differences(left: Values, right: Values, ratio: bool = False) -> Valu
 
 
 def judge(
-    differences: Values, bound: float | None = None, side: int = 1, *, ratio: bool = False, inclusive: bool = False, unit: str = ""
+    differences: Values, bound: float | None = None, side: int = 1, *, ratio: bool = False,
+    inclusive: bool = False, unit: str = ""
 ) -> Verdict:
-    """The verdict on "the differences lie above the bound" (side +1) or below it (side −1), by their 95 % interval.
+    """The verdict on "the differences lie above the bound" (side +1) or below it (−1), by their interval.
 
-    Held where the whole interval lies on the claimed side, not held where it lies on the other, else undecided; so one
-    seed decides nothing, but a value in which nothing is random decides by itself. With ratio the differences are of
-    logarithms, and value, interval and bound (default 1, else 0) are ratios. inclusive: the bound itself is held.
+    Held where the 95 % interval lies entirely on the claimed side, not held where it lies on the other, else
+    undecided; so one seed decides nothing, but a value in which nothing is random decides by itself. With ratio
+    the differences are of logarithms, and value, interval and bound (default 1, else 0) are ratios. inclusive:
+    a value equal to the bound is on the claimed side.
     """
     transform: Callable[[float], float] = math.exp if ratio else float
     bound = float(ratio) if bound is None else bound

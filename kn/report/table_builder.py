@@ -1,6 +1,6 @@
-"""The lines of one table: the printed value, ours over seeds, their difference and a verdict, a line per cell.
+"""The cells of one table: the printed value, ours over seeds, their difference and a verdict.
 
-TableBuilder(4).add(row, column, values)    collects cells; .frame() is the CSV, .seeds() every number behind it
+TableBuilder(4).add(row, column, values)    collects cells; .frame() is the CSV, .seeds() all numbers
 machine_independent_facts(frame)            what of a table is the same on every machine
 """
 
@@ -15,18 +15,20 @@ import pandas
 from kn.paper import printed, value_of
 from kn.report.metrics import SeedValues
 
-COLUMNS = ["table", "row", "column", "metric", "paper", "ours", "sd", "n", "delta", "verdict", "unit", "stage"]
+COLUMNS = ["table", "row", "column", "metric", "paper", "ours", "sd", "n", "delta", "verdict", "unit",
+           "stage"]
 SEED_COLUMNS = ["table", "row", "column", "metric", "unit", "verdict", "seed", "value", "stage"]
 METHOD_COLUMNS = ["method", "layers", "factor", "share"]  # machine-readable, for plots; not in the CSV
 COUNT = "parameters without the output embedding"
-MACHINE_INDEPENDENT = ("shape", "count", "hyper-parameter", COUNT, "parameters", "steps")  # metrics no processor changes
+# metrics no processor changes
+MACHINE_INDEPENDENT = ("shape", "count", "hyper-parameter", COUNT, "parameters", "steps")
 
 
 class TableBuilder:
     """Collects the cells of one table; printed values are looked up by row and column.
 
-    `table` is 1-7, or the name of a table of ours, which has no printed values. `missing` is the verdict of a cell
-    without a value.
+    `table` is 1-7, or the name of a table of ours, which has no printed values. `missing` is the verdict of a
+    cell without a value.
     """
 
     def __init__(self, table: int | str):
@@ -38,9 +40,10 @@ class TableBuilder:
         self.paper = {(cell.row, cell.column): cell for cell in cells}
 
     def add(
-        self, row: str, column: str, found: SeedValues, metric: str = "", unit: str = "", verdict: str = "", paper: Any = ...
+        self, row: str, column: str, found: SeedValues, metric: str = "", unit: str = "", verdict: str = "",
+        paper: Any = ...
     ) -> None:
-        """One cell: mean and standard deviation over seeds beside the printed value, or beside the one passed as `paper`."""
+        """One cell: mean and standard deviation over seeds, beside the printed value or `paper`."""
         cell = self.paper.get((row, column)) if paper is ... else None
         if cell is not None:
             number = value_of(cell.value)
@@ -59,7 +62,8 @@ class TableBuilder:
             ours = " / ".join(dict.fromkeys(map(str, values)))
         verdict = self.missing if ours is None else verdict or "recorded"
         stages = ";".join(dict.fromkeys(found.stages))
-        self.cells.append([self.table, row, column, metric, paper, ours, sd, len(values), delta, verdict, unit, stages])
+        self.cells.append([self.table, row, column, metric, paper, ours, sd, len(values), delta, verdict,
+                           unit, stages])
         # a value made of several stages names them in the table alone
         paths = found.stages if len(found.stages) == len(values) else [""] * len(values)
         for (seed, value), path in zip(found.values.items(), paths, strict=True):
@@ -74,10 +78,11 @@ class TableBuilder:
     def plot_frame(self) -> pandas.DataFrame:
         """The table with METHOD_COLUMNS, which say what made a row."""
         frame = self.frame()
-        return frame.join(pandas.DataFrame([self.methods.get(row, {}) for row in frame["row"]], columns=METHOD_COLUMNS))
+        methods = [self.methods.get(row, {}) for row in frame["row"]]
+        return frame.join(pandas.DataFrame(methods, columns=METHOD_COLUMNS))
 
     def seeds(self) -> pandas.DataFrame:
-        """A line per number and seed, not rounded; the seed is empty where nothing is random (SEED_COLUMNS)."""
+        """A line per number and seed, not rounded (SEED_COLUMNS); no seed where nothing is random."""
         frame = pandas.DataFrame(self.seed_lines, columns=SEED_COLUMNS)
         return frame.astype({"table": str, "seed": "Int64", "value": float})
 
@@ -88,10 +93,10 @@ def rounded(value: float) -> int | float:
 
 
 def machine_independent_facts(frame: pandas.DataFrame) -> dict[str, Any]:
-    """What of a table is the same on every machine: size, names, printed values, shapes, counts, hyper-parameters."""
+    """What of a table is the same on every machine: names, printed values, shapes, counts, settings."""
     number = frame["table"].iloc[0]
-    cells = printed(int(number))[["row", "column"]].itertuples(index=False, name=None) if not isinstance(number, str) else ()
-    in_paper = set(cells)
+    cells = [] if isinstance(number, str) else printed(int(number)).itertuples()
+    in_paper = {(cell.row, cell.column) for cell in cells}
     lines = frame.drop_duplicates(["row", "column"]).itertuples()
     paper = [line.paper for line in lines if (line.row, line.column) in in_paper]
     numbers = [value for value in paper if not isinstance(value, str)]
@@ -102,7 +107,8 @@ def machine_independent_facts(frame: pandas.DataFrame) -> dict[str, Any]:
         "cells per row": " | ".join(dict.fromkeys(frame["column"])),
         "printed": f"{len(paper)} cells, numbers add up to {round(math.fsum(numbers), 5):.10g}",
     }
-    independent = frame["metric"].isin(MACHINE_INDEPENDENT) & (frame["column"] != "Precision")  # that follows the processor
+    # the precision follows the processor
+    independent = frame["metric"].isin(MACHINE_INDEPENDENT) & (frame["column"] != "Precision")
     for line in frame[independent & frame["ours"].notna()].itertuples():
         verdict = "" if line.verdict == "recorded" else f" ({line.verdict})"
         facts[f"{line.row}, {line.column}"] = f"{line.ours}{verdict}"

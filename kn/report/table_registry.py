@@ -7,7 +7,7 @@ plot(4, records)               a matplotlib figure
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pandas
@@ -28,15 +28,17 @@ class TableRecord:
     note: str
     build: Callable[[TableBuilder, list[dict], str], None]
     plot: Callable[[Figure, pandas.DataFrame, list[dict]], None]
-    training: tuple[str, dict] | None = None  # stage and fields of the trainings whose settings stand above the table
-    not_applicable: dict[tuple[str, str], str] = field(default_factory=dict)  # (row, column) → why it has no value
+    # stage and fields of the trainings whose settings stand above the table
+    training: tuple[str, dict] | None = None
+    # (row, column) → why it has no value
+    not_applicable: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 TABLES: dict[int | str, TableRecord] = {
     1: TableRecord(
         "Configuration of the models",
-        "Shapes read off models that were really built. <em>Erratum</em>: two digits of the printed vocabulary are swapped, "
-        "GPT-2 has 50257 tokens.",
+        "Shapes read off models that were really built. <em>Erratum</em>: two digits of the printed "
+        "vocabulary are swapped, GPT-2 has 50257 tokens.",
         tables.configuration, plots.parameter_counts,
     ),
     2: TableRecord(
@@ -46,50 +48,53 @@ TABLES: dict[int | str, TableRecord] = {
     ),
     3: TableRecord(
         "Cost of training",
-        "The paper's count (*) leaves out the output embedding, which KnGPT2 does not share with the input; both counts are "
-        "given. The hours printed for DistilGPT2 are DistilBERT's (footnote 4).",
+        "The paper's count (*) leaves out the output embedding, which KnGPT2 does not share with the "
+        "input; both counts are given. The hours printed for DistilGPT2 are DistilBERT's (footnote 4).",
         tables.cost, plots.training_logs,
     ),
     4: TableRecord(
         "Perplexity on WikiText-103, after fine-tuning on it",
-        "Test text, lower is better. Windows do not overlap; per word divides the same log-likelihood by the number of words.",
+        "Test text, lower is better. Windows do not overlap; per word divides the same log-likelihood by "
+        "the number of words.",
         tables.perplexity, plots.perplexities, ("finetune_lm", {"model": "student"}),
     ),
     5: TableRecord(
         "GLUE, development sets",
-        "In per cent; the Average over all seven tasks is what the paper prints (truncated). A task is <em>uninformative</em> "
-        "where the teacher leads the best of majority class (the one answer that scores best in training), a word list "
-        "(logistic regression on the words and pairs of words of each text), random initialisation and one sentence only by "
-        f"less than {INFORMATIVE_MARGIN:g} points; it is left out of the second average and of all verdicts.",
+        "In per cent; the Average over all seven tasks is what the paper prints (truncated). A task is "
+        "<em>uninformative</em> where the teacher leads the best of majority class (the one answer that "
+        "scores best in training), a word list (logistic regression on the words and pairs of words of "
+        f"each text), random initialisation and one sentence only by less than {INFORMATIVE_MARGIN:g} "
+        "points; it is left out of the second average and of all verdicts.",
         tables.glue, plots.glue_scores, ("finetune_glue", {"row": "student_ilkd"}),
         {("One sentence only", task): "one text only: not applicable" for task in ("CoLA", "SST-2")},
     ),
     6: TableRecord(
         "GLUE, test sets",
-        "In per cent, predicted first and scored afterwards; the files for GLUE's server lie as submission.zip in each score "
-        "stage. Uninformative tasks are those of Table 5.",
+        "In per cent, predicted first and scored afterwards; the files for GLUE's server lie as "
+        "submission.zip in each score stage. Uninformative tasks are those of Table 5.",
         tables.glue, plots.glue_scores, ("finetune_glue", {"row": "student_ilkd"}),
     ),
     7: TableRecord(
         "Ablation of the pre-training",
-        "Pre-training on WikiText-103, perplexity directly after it, MNLI fine-tuned afterwards without distillation. The first "
-        "row is the SVD start.",
+        "Pre-training on WikiText-103, perplexity directly after it, MNLI fine-tuned afterwards without "
+        "distillation. The first row is the SVD start.",
         tables.ablation, plots.ablation, ("pretrain", {"on": "wiki", "objective": "lm_kd"}),
     ),
     "beyond_alignment": TableRecord(
         "Beyond the paper: a start that needs no healing",
-        "The aligned start chooses, of all weight settings of one GPT-2, the one nearest to Kronecker form under real "
-        "activations. Test text, lower is better; shares are of the light pre-training with LM + KD, distilled from the teacher "
-        "(SVD start) or from the teacher in the aligned basis (aligned start), each at its own learning rate. Scores are dev "
-        "scores of the twins, fine-tuned without distillation. The calibration text is drawn anew for each seed.",
+        "The aligned start chooses, of all weight settings of one GPT-2, the one nearest to Kronecker "
+        "form under real activations. Test text, lower is better; shares are of the light pre-training "
+        "with LM + KD, distilled from the teacher (SVD start) or from the teacher in the aligned basis "
+        "(aligned start), each at its own learning rate. Scores are dev scores of the twins, fine-tuned "
+        "without distillation. The calibration text is drawn anew for each seed.",
         beyond.alignment, plots.alignment,
     ),
     "beyond_compression": TableRecord(
         "Beyond the paper: quality against size",
-        "Each model as it was made and after a short LM + KD. <em>Narrow</em> is the aligned start with B left as it was, "
-        "(1, 0, …): what pruning hidden units, low-rank heads and a low-rank embedding give, refitted. <em>Low-rank "
-        "products</em> have two thin factors a matrix, activation-weighted, with the same corrections and calibration text. "
-        "The embedding's factor is 2 throughout.",
+        "Each model as it was made and after a short LM + KD. <em>Narrow</em> is the aligned start with B "
+        "left as it was, (1, 0, …): what pruning hidden units, low-rank heads and a low-rank embedding "
+        "give, refitted. <em>Low-rank products</em> have two thin factors a matrix, activation-weighted, "
+        "with the same corrections and calibration text. The embedding's factor is 2 throughout.",
         beyond.compression, plots.compression,
     ),
 }
@@ -105,13 +110,16 @@ def build(key: int | str, records: list[dict], profile: str = "") -> TableBuilde
 def table(number: int, records: list[dict], profile: str) -> pandas.DataFrame:
     """One of Tables 1-7, a line per cell, rows and names in the paper's order.
 
-    Raises TypeError where the number or the records have the wrong type, ValueError for another number, and for metrics
-    that are not as their stage writes them.
+    Raises TypeError where the number or the records have the wrong type, ValueError for another number and
+    for metrics that are not as their stage writes them.
     """
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f"table {number!r} does not exist, allowed: 1-7")
-    if not isinstance(records, list | tuple) or not all(isinstance(r, dict) and RECORD_KEYS <= set(r) for r in records):
-        raise TypeError("records must be a list of what Store.record gives: stage, fields, metrics, path and provenance")
+    known = isinstance(records, list | tuple) and all(isinstance(r, dict) and RECORD_KEYS <= set(r)
+                                                      for r in records)
+    if not known:
+        keys = "stage, fields, metrics, path and provenance"
+        raise TypeError(f"records must be a list of what Store.record gives: {keys}")
     if number not in TABLES:
         raise ValueError(f"table {number} does not exist, allowed: 1-7")
     try:
@@ -122,26 +130,21 @@ def table(number: int, records: list[dict], profile: str) -> pandas.DataFrame:
 
 
 def beyond_table(name: str, records: list[dict]) -> pandas.DataFrame:
-    """The table of a notebook beyond the paper, with the columns of the others; ValueError for another name."""
+    """The table of a notebook beyond the paper (columns of the others); ValueError for another name."""
     return build(beyond.known(name), records).frame()
 
 
-def plot(key: int | str, records: list[dict]) -> Figure:
+def plot(key: int | str, records: list[dict], profile: str = "") -> Figure:
     """The picture of a table: parameters, loss terms, training logs, perplexities (log axis) or GLUE bars."""
-    return plots.draw(TABLES[key].plot, build(key, records).plot_frame(), records)
+    return plots.draw(TABLES[key].plot, build(key, records, profile).plot_frame(), records)
 
 
 def training_settings(key: int | str, records: list[dict]) -> str:
-    """The hyper-parameters of the trainings behind a table, one line read off the records; "" where none has run."""
-    return "; ".join(_settings(key, records))
-
-
-def _settings(key: int | str, records: list[dict]) -> Iterator[str]:
-    if TABLES[key].training is None:
-        return
-    stage, fields = TABLES[key].training
-    hyper = list(select_metric(records, "hyper", stage, **fields).values.values())
-    for name in ("epochs", "max_steps", "steps", "batch_size", "learning_rate"):
-        values = dict.fromkeys(str(settings[name]) for settings in hyper if settings.get(name))
-        if values:
-            yield f"{name.replace('_', ' ')} {' / '.join(values)}"
+    """The hyper-parameters of the trainings behind a table, read off the records; "" where none has run."""
+    training, shown = TABLES[key].training, []
+    if training:
+        hyper = list(select_metric(records, "hyper", training[0], **training[1]).values.values())
+        for name in ("epochs", "max_steps", "steps", "batch_size", "learning_rate"):
+            if values := dict.fromkeys(str(settings[name]) for settings in hyper if settings.get(name)):
+                shown.append(f"{name.replace('_', ' ')} {' / '.join(values)}")
+    return "; ".join(shown)

@@ -1,4 +1,4 @@
-"""Tables 1-7 of the paper from finished stages: each function fills a TableBuilder with its table's cells, in the paper's order."""
+"""Tables 1-7 of the paper: each function fills a TableBuilder with the cells of its table."""
 
 from __future__ import annotations
 
@@ -60,8 +60,10 @@ def _shape_verdict(shape: SeedValues, cell: Any) -> str:
 
 def hyperparameters(builder: TableBuilder, records: list[dict], profile: str) -> None:
     """Table 2: the hyper-parameters that the training runs used; those the paper does not print come last."""
-    by_task = [select_metric(records, "hyper", "finetune_glue", row="student_ilkd", task=task) for task in TASKS]
-    glue = {(task, seed): hyper for task, found in zip(TASKS, by_task, strict=True) for seed, hyper in found.values.items()}
+    by_task = [select_metric(records, "hyper", "finetune_glue", row="student_ilkd", task=task)
+               for task in TASKS]
+    glue = {(task, seed): hyper for task, found in zip(TASKS, by_task, strict=True)
+            for seed, hyper in found.values.items()}
     rows = {
         "Pre-training": select_metric(records, "hyper", "pretrain", on="web", objective="lm_kd"),
         "Fine-tuning": SeedValues(glue, [path for found in by_task for path in found.stages]),
@@ -81,7 +83,8 @@ def hyperparameters(builder: TableBuilder, records: list[dict], profile: str) ->
             verdict = ""
             if cell is not None:
                 same = all(
-                    isinstance(value, int | float) and math.isclose(value, float(cell.value)) for value in values.values.values()
+                    isinstance(value, int | float) and math.isclose(value, float(cell.value))
+                    for value in values.values.values()
                 )
                 verdict = "as printed" if same else f"{profile}'s own"
             builder.add(row, column, values, metric="hyper-parameter", verdict=verdict)
@@ -89,32 +92,37 @@ def hyperparameters(builder: TableBuilder, records: list[dict], profile: str) ->
 
 def _joined(found: SeedValues) -> SeedValues:
     """A setting that all runs share as one value; settings that differ, joined as text."""
-    texts = [", ".join(map(str, value)) if isinstance(value, list) else value for value in found.values.values()]
+    texts = [", ".join(map(str, value)) if isinstance(value, list) else value
+             for value in found.values.values()]
     values = list(dict.fromkeys(texts))
     if not values:
         return SeedValues()
-    return SeedValues({None: values[0] if len(values) == 1 else " / ".join(map(str, values))}, found.stages[:1])
+    return SeedValues({None: values[0] if len(values) == 1 else " / ".join(map(str, values))},
+                      found.stages[:1])
 
 
 def cost(builder: TableBuilder, records: list[dict], profile: str) -> None:
     """Table 3: parameters, hours, hardware, bytes and tokens behind each model."""
 
     def row(
-        name: str, path: str, stage: str, student_path: str = "", scale: float = 1, metric: str = "", unit: str = ""
+        name: str, path: str, stage: str, student_path: str = "", scale: float = 1, metric: str = "",
+        unit: str = ""
     ) -> None:
-        """The metric of the two pretrained models, and the student's: of its SVD start or of its pre-training."""
+        """The metric of both pretrained models, and of the student's SVD start or pre-training."""
         fields = {} if stage == "decompose" else {"on": "web", "objective": "lm_kd"}
         found = [select_metric(records, path, "pretrained", model=model) for model in ("teacher", "baseline")]
         found.append(select_metric(records, student_path or path, stage, **fields))
         for column, values in zip(MODELS.values(), found, strict=True):
-            builder.add(name, column, values if scale == 1 else values.map(lambda v: v * scale), metric=metric, unit=unit)
+            builder.add(name, column, values if scale == 1 else values.map(lambda v: v * scale),
+                        metric=metric, unit=unit)
 
     row("Parameters*", WITHOUT_HEAD, "decompose", scale=1e-6)
     row("Training time (hrs)", "hours", "pretrain")
     row("Hardware", "hardware", "pretrain", "provenance.device", metric="device")
     row("Dataset size (GB)", "data_bytes", "pretrain", scale=1e-9)
     for column in MODELS.values():
-        full = select_metric(records, f"paper_size.{column}.{WITHOUT_HEAD}", "shapes").map(lambda value: value / 1e6)
+        count = select_metric(records, f"paper_size.{column}.{WITHOUT_HEAD}", "shapes")
+        full = count.map(lambda value: value / 1e6)
         paper = number_of(builder.paper["Parameters*", column].value)
         verdict = "as printed" if all(abs(value - paper) < 1 for value in full.values.values()) else "differs"
         builder.add("Parameters* at the paper's size", column, full, COUNT, "M", verdict, paper)
@@ -122,7 +130,8 @@ def cost(builder: TableBuilder, records: list[dict], profile: str) -> None:
     row(with_head, "parameters.total", "decompose", scale=1e-6, metric="parameters", unit="M")
     for column in MODELS.values():
         total = select_metric(records, f"paper_size.{column}.parameters.total", "shapes")
-        builder.add(f"{with_head} at the paper's size", column, total.map(lambda value: value * 1e-6), "parameters", "M")
+        builder.add(f"{with_head} at the paper's size", column, total.map(lambda value: value * 1e-6),
+                    "parameters", "M")
     row("Size on disk", "bytes", "decompose", scale=1e-6, metric="weights", unit="MB")
     row("Tokens seen", "tokens", "pretrain", scale=1e-6, metric="tokens", unit="M")
     row("Steps", "steps", "pretrain", metric="steps")
@@ -137,7 +146,8 @@ def perplexity(builder: TableBuilder, records: list[dict], profile: str) -> None
     }
     for row, (path, metric) in rows.items():
         for model, column in MODELS.items():
-            builder.add(row, column, select_metric(records, path, "finetune_lm", model=model), metric, "perplexity")
+            builder.add(row, column, select_metric(records, path, "finetune_lm", model=model), metric,
+                        "perplexity")
     for model, column in MODELS.items():
         values = before_finetuning(records, model)
         builder.add("Perplexity before this training", column, values, "test perplexity", "perplexity")
@@ -147,7 +157,8 @@ def glue(builder: TableBuilder, records: list[dict], profile: str) -> None:
     """Table 5 (development sets) or 6 (test sets): scores, averages and, in Table 5, the simple baselines."""
     split, known = "dev" if builder.table == 5 else "test", informative(records)
     if split == "test" and profile == "paper":
-        builder.missing = "server only"  # GLUE's test labels are hidden: the submission files are beside each stage
+        # GLUE's test labels are hidden: the submission files are beside each stage
+        builder.missing = "server only"
     verdicts = {task: "" if task in known else "uninformative" for task in TASKS}
     more_metrics = []
     for key, row in GLUE_ROWS.items():
@@ -155,8 +166,10 @@ def glue(builder: TableBuilder, records: list[dict], profile: str) -> None:
             builder.add(row, column, glue_score(records, key, task, split), verdict=verdicts[task])
             scores = select_metric(records, split, "finetune_glue", row=key, task=task)
             shown = {"headline", builder.paper[row, column].metric}
-            names = dict.fromkeys(name for metrics in scores.values.values() for name in metrics if name not in shown)
-            more_metrics += [(row, column, scores.get(name), name, "%", verdicts[task], None) for name in names]
+            names = dict.fromkeys(name for metrics in scores.values.values()
+                                  for name in metrics if name not in shown)
+            more_metrics += [(row, column, scores.get(name), name, "%", verdicts[task], None)
+                             for name in names]
         stages = select_metric(records, f"{split}.headline", "finetune_glue", row=key).stages
         builder.add(row, "Average", _averaged(average(records, key, split), stages))
         printed = [float(builder.paper[row, TASKS[task]].value) for task in known]
@@ -178,11 +191,12 @@ def _averaged(values: Values, stages: list[str]) -> SeedValues:
 
 
 def ablation(builder: TableBuilder, records: list[dict], profile: str) -> None:
-    """Table 7: perplexity and MNLI after pre-training with LM, KD and both; the SVD start, of layers or embedding alone too."""
+    """Table 7: perplexity and MNLI after pre-training with LM, KD and both, and of the SVD start."""
     verdict = "" if "mnli" in informative(records) else "uninformative"
 
     def mnli(objective: str, metric: str) -> SeedValues:
-        return select_metric(records, f"dev.{metric}", "finetune_glue", row=f"ablation_{objective}", task="mnli")
+        return select_metric(records, f"dev.{metric}", "finetune_glue", row=f"ablation_{objective}",
+                             task="mnli")
 
     for key, row in ABLATION.items():
         builder.add(row, "Wikitext-103 (pp.)", after_ablation(records, key))
@@ -195,4 +209,5 @@ def ablation(builder: TableBuilder, records: list[dict], profile: str) -> None:
         builder.add(row, "MNLI (accuracy)", mnli(key, "headline"), "accuracy", "%", verdict)
     for part in ("layers", "embedding"):  # only this part replaced by its SVD start
         values = select_metric(records, f"alone.{part}.wiki.test", "decompose")
-        builder.add(f"{ABLATION['none']}, {part} alone", "Wikitext-103 (pp.)", values, "test perplexity", "perplexity")
+        builder.add(f"{ABLATION['none']}, {part} alone", "Wikitext-103 (pp.)", values, "test perplexity",
+                    "perplexity")

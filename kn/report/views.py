@@ -19,18 +19,20 @@ WIDE = 8  # columns; the standard deviations of wider tables stand on a line of 
 SPREAD = "± sd (n)"
 VERDICT_SIGNS = {"good": "✓", "bad": "✗", "open": "?", "none": "–"}
 VERDICT_KINDS = {
-    "reproduced": "good", "holds": "good", "not reproduced": "bad", "does not hold": "bad", "undecided": "open",
+    "reproduced": "good", "holds": "good", "not reproduced": "bad", "does not hold": "bad",
+    "undecided": "open",
 }
 
 
 def table_view(frame: pandas.DataFrame, links: dict[str, str] | None = None) -> dict[str, Any]:
-    """The data of templates/table.html for any frame of this package; `links` leads from paths of stages to their records."""
+    """The data of the macro "table" for any frame; `links` leads from stages to their records."""
     if "quote" in frame:
         return {"kind": "ledger", "rows": [_claim(line) for line in frame.itertuples()]}
     if "switch" in frame:
         return {"kind": "effects", "rows": _effects(frame)}
     if "claim" in frame:
-        return {"kind": "trends", "compared": bool(frame["paper"].notna().any()), "rows": [_trend(line) for line in frame.itertuples()]}
+        return {"kind": "trends", "compared": bool(frame["paper"].notna().any()),
+                "rows": [_trend(line) for line in frame.itertuples()]}
     return comparison(frame, links or {})
 
 
@@ -45,19 +47,23 @@ def comparison(frame: pandas.DataFrame, links: dict[str, str]) -> dict[str, Any]
     cells = {(line.row, line.column): line for line in first.itertuples()}
     paper = {place: "" if pandas.isna(line.paper) else str(line.paper) for place, line in cells.items()}
     if isinstance(key, int):
-        paper |= {(cell.row, cell.column): cell.value for cell in printed(key).itertuples()}  # 65.0 and not 65
+        # 65.0 and not 65
+        paper |= {(cell.row, cell.column): cell.value for cell in printed(key).itertuples()}
     compared, rows = bool(first["paper"].notna().any()), []
     for row in dict.fromkeys(first["row"]):
         present = [cells[row, column] for column in columns if (row, column) in cells]
         lines = ["paper"] if any(not pandas.isna(cell.paper) for cell in present) else []
-        lines += ["ours"] + [SPREAD] * (len(columns) > WIDE) + ["Δ"] * any(not math.isnan(cell.delta) for cell in present)
+        lines += ["ours"] + [SPREAD] * (len(columns) > WIDE)
+        lines += ["Δ"] * any(not math.isnan(cell.delta) for cell in present)
         units = {cell.unit for cell in present}
         made = {
-            (cell.column): _cell(cell, links, lines, paper[row, cell.column], TABLES[key].not_applicable.get((row, cell.column)))
+            cell.column: _cell(cell, links, lines, paper[row, cell.column],
+                                 TABLES[key].not_applicable.get((row, cell.column)))
             for cell in present
         }
         unit = units.pop() if len(units) == 1 and units <= {"M", "MB"} else ""
-        rows.append({"name": row, "unit": unit, "lines": lines, "cells": [made.get(column) for column in columns]})
+        rows.append({"name": row, "unit": unit, "lines": lines,
+                     "cells": [made.get(column) for column in columns]})
     uninformative = set(first.loc[first["verdict"] == "uninformative", "column"])
     return {
         "kind": "comparison",
@@ -69,7 +75,8 @@ def comparison(frame: pandas.DataFrame, links: dict[str, str]) -> dict[str, Any]
     }
 
 
-def _cell(cell: Any, links: dict[str, str], lines: list[str], paper: str, not_applicable: str | None) -> dict[str, Any]:
+def _cell(cell: Any, links: dict[str, str], lines: list[str], paper: str,
+          not_applicable: str | None) -> dict[str, Any]:
     points = cell.unit == "%"
     targets = list(dict.fromkeys(links[path] for path in cell.stage.split(";") if path in links))
     if len(targets) > 1:  # an average leads to the anchor above its tasks
@@ -87,7 +94,8 @@ def _cell(cell: Any, links: dict[str, str], lines: list[str], paper: str, not_ap
         "Δ": format_number(cell.delta, sign=True, points=points) or "–",
         "spread": "" if SPREAD in lines else spread,
         "href": targets[0] if targets else "",
-        "style": "text" if not ours and not_applicable or isinstance(cell.ours, str) and lines == ["ours"] else "",
+        "style": "text" if not ours and not_applicable or isinstance(cell.ours, str) and lines == ["ours"]
+        else "",
         "faint": faint,
         "tag": "" if faint or cell.verdict == "recorded" else cell.verdict,
     }
@@ -98,7 +106,8 @@ def _trend(line: Any) -> dict[str, Any]:
     paper, ours = (format_number(value, points=points) for value in (line.paper, line.ours))
     span = format_range(line.low, line.high, points=points)
     style = line.verdict.replace(" ", "-") if line.verdict in ("held", "not held") else "tag"
-    return {"claim": line.claim, "verdict": line.verdict, "style": style, "paper": paper, "ours": ours, "span": span, "n": line.n}
+    return {"claim": line.claim, "verdict": line.verdict, "style": style, "paper": paper, "ours": ours,
+            "span": span, "n": line.n}
 
 
 def averages_view(frame: pandas.DataFrame) -> list[dict[str, Any]]:
@@ -106,8 +115,10 @@ def averages_view(frame: pandas.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for line in frame.itertuples():
         style = {"sign": "−" in line.average, "points": True}
-        spans = [format_range(*ends, **style) or "–" for ends in ((line.low, line.high), (line.low_tasks, line.high_tasks))]
-        rows.append({"name": line.average, "value": format_number(line.value, **style), "cells": [*spans, line.n, line.tasks]})
+        spans = [format_range(*ends, **style) or "–"
+                 for ends in ((line.low, line.high), (line.low_tasks, line.high_tasks))]
+        rows.append({"name": line.average, "value": format_number(line.value, **style),
+                     "cells": [*spans, line.n, line.tasks]})
     return rows
 
 
@@ -115,28 +126,32 @@ def averages_view(frame: pandas.DataFrame) -> list[dict[str, Any]]:
 
 
 def _claim(line: Any) -> dict[str, Any]:
-    """A claim of the ledger: its words, the table it rests on, both verdicts and our value with its interval."""
+    """A claim of the ledger: its words, the table it rests on, both verdicts, our value with its interval."""
     sign, points = line.unit == "points", line.unit in ("points", "%")
     unit = {"ratio": "times"}.get(line.unit, line.unit)
-    count = line.unit.startswith("of ")  # the value counts tasks or pairs; low and high are those that surely and possibly do
+    # the value counts tasks or pairs; low and high are those that surely and possibly do
+    count = line.unit.startswith("of ")
     span = "" if count else format_range(line.low, line.high, sign, points)
-    if count and "pairs" not in line.unit and not math.isnan(line.low) and (line.low, line.high) != (line.value, line.value):
+    exact = math.isnan(line.low) or line.low == line.value == line.high
+    if count and "pairs" not in line.unit and not exact:
         span = f"{line.low:.0f} for certain, at most {line.high:.0f}"
     ours = {}
     if not math.isnan(line.value):
         kind = "turns" if line.unit == "times dense" else "seed" if line.n == 1 else "seeds"
         number = format_number(line.value, sign, points)
         ours = {"number": number, "unit": unit, "span": span, "n": f"({line.n} {kind})" if line.n else ""}
-    printed_value = f"{format_number(line.paper_value, sign, sign)} {unit}" if not math.isnan(line.paper_value) else ""
+    printed_value = format_number(line.paper_value, sign, sign)
     page = ""
     if line.ours != "not run" and line.group.startswith("Table "):
         page = f"{line.group.lower().replace(' ', '')}.html"
     elif line.ours != "not run" and line.group == "Beyond the paper":
         page = f"{line.left.partition('/')[0]}.html"
     return {
-        "id": line.id, "claim": line.claim, "quote": line.quote, "note": line.note, "group": line.group, "page": page,
+        "id": line.id, "claim": line.claim, "quote": line.quote, "note": line.note, "group": line.group,
+        "page": page,
         "place": f"§ {line.section}" if line.section[0].isdigit() else line.section,
-        "paper": line.paper, "printed": printed_value, "verdict": line.ours, "ours": ours,
+        "paper": line.paper, "printed": printed_value and f"{printed_value} {unit}", "verdict": line.ours,
+        "ours": ours,
     }
 
 
@@ -148,8 +163,10 @@ def _effects(frame: pandas.DataFrame) -> list[dict[str, Any]]:
         style = {"sign": points, "points": points}
         row = {name: line[name] for name in ("reading", "switch", "quantity", "n")}
         row |= {name: format_number(line[name], **style) for name in ("default", "switched", "effect")}
-        row |= {"repeated": line["reading"] == last, "span": format_range(line["low"], line["high"], **style) or "one seed"}
-        row |= {"verdicts": f"{line['verdict by default']} → {line['verdict switched']}", "turned": line["turned"] == "yes"}
+        row |= {"repeated": line["reading"] == last,
+                "span": format_range(line["low"], line["high"], **style) or "one seed"}
+        row |= {"verdicts": f"{line['verdict by default']} → {line['verdict switched']}",
+                "turned": line["turned"] == "yes"}
         rows.append(row)
         last = line["reading"]
     return rows
@@ -161,8 +178,9 @@ def count_verdicts(words: list[str]) -> str:
     return " · ".join(f"{words.count(word)} {word}" for word in ordered)
 
 
-def verdict_matrix(ledgers: dict[str, pandas.DataFrame], link: str = "{profile}/claims.html") -> dict[str, Any]:
-    """Verdicts of every claim: a row per table it rests on, a column for the printed numbers and for each profile."""
+def verdict_matrix(ledgers: dict[str, pandas.DataFrame], link: str = "{profile}/claims.html") -> dict[str,
+                                                                                                      Any]:
+    """Verdicts of every claim: a row per table it rests on, a column per profile and one for the paper."""
     if not ledgers:
         return {}
     labels = dict(claims()[["id", "label"]].itertuples(index=False, name=None))
@@ -190,7 +208,8 @@ def provenance(records: list[dict]) -> str:
     known = [record["provenance"] for record in records]
     minutes = sum(entry.get("wall_seconds") or 0 for entry in known) / 60
     peak = max((entry.get("peak_bytes") or 0 for entry in known), default=0)
-    parts = [f"{len(records)} stages", f"{minutes:.1f} minutes of work", f"at most {peak / 1e9:.2f} GB of memory"]
+    parts = [f"{len(records)} stages", f"{minutes:.1f} minutes of work",
+             f"at most {peak / 1e9:.2f} GB of memory"]
     device, commit = (distinct(entry.get(key) for entry in known) for key in ("device", "commit"))
     parts = [*(parts if records else ["nothing has run yet"]), device, commit and f"commit {commit}"]
     return " · ".join(parts).strip(" ·")
@@ -203,15 +222,18 @@ def stage_groups(records: list[dict], profile: str) -> list[dict[str, Any]]:
         groups.setdefault(anchor(record), []).append(record)
     views, seen = [], set()
     for name, members in groups.items():
-        anchors = [mark for mark in (anchor(members[0], 1), anchor(members[0], 2)) if mark not in seen and mark != name]
+        anchors = [mark for mark in (anchor(members[0], 1), anchor(members[0], 2)) if mark not in seen
+                   and mark != name]
         seen.update([*anchors, name])
         columns = [_stage(record, profile) for record in members]
         rows = []
         for key in dict.fromkeys(key for column in columns for key in column):
             values = [column.get(key, "") for column in columns]
             shared = all(value == values[0] for value in values)  # shown once
-            rows.append({"key": key, "values": values[:1] if shared else values, "span": len(members) if shared else 1})
-        views.append({"id": name, "anchors": anchors, "title": " · ".join(name.split("-")).replace("_", " "), "rows": rows})
+            rows.append({"key": key, "values": values[:1] if shared else values,
+                         "span": len(members) if shared else 1})
+        views.append({"id": name, "anchors": anchors, "title": " · ".join(name.split("-")).replace("_", " "),
+                      "rows": rows})
     return views
 
 
@@ -232,8 +254,10 @@ def _json(value: Any) -> str:
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, dict):
-        return [pair for key, inner in value.items() for pair in _flat(inner, f"{prefix}.{key}" if prefix else str(key))]
-    if prefix == "log" and isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        return [pair for key, inner in value.items()
+                for pair in _flat(inner, f"{prefix}.{key}" if prefix else str(key))]
+    if prefix == "log" and isinstance(value, list) and value and all(isinstance(entry, dict)
+                                                                     for entry in value):
         return [(prefix, {"entries": len(value), "text": _log(value)})]
     if prefix == "started":
         return [(prefix, f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC")]
@@ -244,4 +268,5 @@ def _log(entries: list[dict]) -> str:
     """A training log as lines of text, a column per quantity."""
     keys = list(dict.fromkeys(key for entry in entries for key in entry))
     rows = ([entry.get(key, "–") for key in keys] for entry in entries)
-    return "\n".join([" ".join(keys), *(" ".join(format_number(v) if isinstance(v, int | float) else str(v) for v in row) for row in rows)])
+    return "\n".join([" ".join(keys), *(" ".join(format_number(v) if isinstance(v, int | float) else str(v)
+                                                 for v in row) for row in rows)])

@@ -26,7 +26,8 @@ from kn.report.orderings import trends
 from kn.suite.plan import BEYOND
 
 INTERFACE = "api/kn.html"  # written by kn.report.interface
-STAGE_OF = dict(zip(BEYOND, ("aligned", "compressed"), strict=True))  # a notebook beyond the tables ran if this stage did
+# a notebook beyond the tables ran if this stage did
+STAGE_OF = dict(zip(BEYOND, ("aligned", "compressed"), strict=True))
 
 
 def show(frame: pandas.DataFrame) -> HTML:
@@ -39,12 +40,13 @@ class _Table:
 
     def __init__(self, key: int | str, records: list[dict], profile: str):
         self.key, self.records, self.profile = key, records, profile
-        ours = isinstance(key, str)
-        self.frame = table_registry.beyond_table(key, records) if ours else table_registry.table(key, records, profile)
-        self.figure: Figure = table_registry.plot(key, records)
-        self.extra = {"averages": averages(key, records)} if key in (5, 6) else {}
-        if ours:
+        self.figure: Figure = table_registry.plot(key, records, profile)
+        if isinstance(key, str):
+            self.frame = table_registry.beyond_table(key, records)
             self.extra = {"claims": beyond.beyond_claims(key, records)}
+        else:
+            self.frame = table_registry.table(key, records, profile)
+            self.extra = {"averages": averages(key, records)} if key in (5, 6) else {}
 
     def write(self, folder: Path) -> Path:
         stem = file_stem(self.key)
@@ -75,7 +77,7 @@ def write_beyond(name: str, records: list[dict], profile: str, folder: str | os.
 
 
 def by_seed(records: list[dict], profile: str) -> pandas.DataFrame:
-    """Every number of Tables 1-7 and of the tables beyond them that ran, a line per seed: the basis of all verdicts."""
+    """Every number of Tables 1-7 and of the tables beyond them that ran, a line per seed."""
     builders = [table_registry.build(key, records, profile) for key in (*range(1, 8), *_ran(records))]
     frames = [builder.seeds() for builder in builders]
     return pandas.concat([frame for frame in frames if len(frame)] or frames[:1])
@@ -103,7 +105,8 @@ def write_ledger(
 
 
 def write_index(
-    records: list[dict], profile: str, folder: str | os.PathLike, switched: dict[str, list[dict]] | None = None,
+    records: list[dict], profile: str, folder: str | os.PathLike,
+    switched: dict[str, list[dict]] | None = None,
     run: dict | None = None,
 ) -> Path:
     """Writes index.html and every page and CSV it leads to into a folder; returns the path of the index.
@@ -118,7 +121,8 @@ def write_index(
     for table in tables:
         table.write(folder)
     other = [
-        {**record, "fields": {**record["fields"], "reading": reading}} for reading, made in switched.items() for record in made
+        {**record, "fields": {**record["fields"], "reading": reading}} for reading, made in switched.items()
+        for record in made
     ]
     write_atomic(folder / "records.html", pages.records_page(records + other, profile))
     write_atomic(folder / "how.html", pages.how_page(records, profile, run or {}))
@@ -128,11 +132,12 @@ def write_index(
     measured = map(pandas.read_csv, sorted(BENCHMARKS.glob("speed-*.csv")))
     benchmarks = [pages.benchmark_view(frame, plots.draw(plots.speed, frame)) for frame in measured]
     sections = [table.section() for table in tables]
-    return write_atomic(folder / "index.html", pages.index_page(sections, orderings, ledger, benchmarks, records, profile))
+    return write_atomic(folder / "index.html",
+                        pages.index_page(sections, orderings, ledger, benchmarks, records, profile))
 
 
 def write_front(folder: str | os.PathLike) -> Path:
-    """Writes the page above all profiles' reports in a folder, from their claims.csv and run.json; returns its path."""
+    """Writes the page above all reports in a folder, from their claims.csv and run.json; returns its path."""
     folder = Path(folder)
     found = {path.parent.name: path for path in sorted(folder.glob("*/claims.csv"))}
     if len(found) > 1:
@@ -149,7 +154,7 @@ def write_front(folder: str | os.PathLike) -> Path:
 
 
 def _read_ledger(path: Path) -> pandas.DataFrame | None:
-    """A claims.csv read back; None, with a note, for one that is damaged: the next run of its profile writes it again."""
+    """A claims.csv read back; None, with a note, for one that is damaged."""
     try:
         frame = pandas.read_csv(path, dtype=str, keep_default_na=False).astype({"n": int})
         for name in ("paper_value", "value", "low", "high"):
