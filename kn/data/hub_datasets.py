@@ -75,7 +75,7 @@ def read_texts(path: Path, column: str = "text") -> Iterator[str]:
     for part in read_columns(path, (column,)):
         for text in part[column]:
             if not isinstance(text, str):
-                raise SourceError(f"{path}: column {column!r} holds {type(text).__name__}, text wanted")
+                raise SourceError(f"{path}: column {column!r} holds {type(text).__name__}, must be text")
             yield text
 
 

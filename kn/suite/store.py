@@ -232,7 +232,7 @@ class Store:
 def _write_result(stage: Stage, folder: Path, metrics: dict, provenance: dict) -> None:
     """Write metrics.json, then manifest.json over all files."""
     if not isinstance(metrics, dict):
-        raise TypeError(f"{stage.path} gave {type(metrics).__name__} for its metrics, a dictionary wanted")
+        raise TypeError(f"{stage.path} gave {type(metrics).__name__} for its metrics, must be a dictionary")
     try:
         text = json.dumps(metrics, indent=1, allow_nan=False)
     except ValueError as error:

@@ -49,7 +49,8 @@ def aligned_start(context: StageContext) -> dict:
     equivalent.save_pretrained(context.folder / "teacher")
     alone = {}
     for name, (embedding, ingredients) in ABLATIONS.items():
-        _, dense = build_aligned_pair(teacher, dataclasses.replace(spec, embedding=embedding), ids, ingredients)
+        part = dataclasses.replace(spec, embedding=embedding)
+        _, dense = build_aligned_pair(teacher, part, ids, ingredients)
         alone[name] = perplexities(dense, rows, precision, splits=("test",))
     return {
         **model_facts(student, context.folder / "model"), "seconds": seconds,

@@ -58,5 +58,5 @@ def input_stage(stage: Stage, *kinds: str, **fields) -> Stage:
     """The one input of a stage of these kinds and fields; RuntimeError for none or several."""
     found = [i for i in stage.inputs if i.kind in kinds and all(i[k] == v for k, v in fields.items())]
     if len(found) != 1:
-        raise RuntimeError(f"{stage.path} has {len(found)} inputs of kind {' or '.join(kinds)}, wanted one")
+        raise RuntimeError(f"{stage.path} has {len(found)} inputs of kind {' or '.join(kinds)}, expected one")
     return found[0]
