@@ -60,7 +60,7 @@ def gradient_covariance(
 
     g is the gradient of each of losses(embeddings (sequences, length, d), ids) by the embeddings.
     """
-    total = 0
+    total = embedding.weight.new_zeros(())
     for ids in batches:
         x = embedding(ids).detach().requires_grad_()
         with torch.enable_grad():

@@ -35,14 +35,15 @@ def cross_moment(x: Tensor, y: Tensor, rows: int = 2048) -> Tensor:
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     chunks = zip(x.flatten(0, -2).split(rows), y.flatten(0, -2).split(rows), strict=True)
-    return sum((a.to(dtype).T @ b.to(dtype)).double() for a, b in chunks)
+    return sum(((a.to(dtype).T @ b.to(dtype)).double() for a, b in chunks), start=x.new_zeros(()))
 
 
 @torch.no_grad()
 def streamed_cross_moment(samples: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> Tensor:
     """cross_moment of all samples (x, y) that `samples` makes of batches of the streams."""
     # 1,024 rows are few enough that float32 rounds far below the ridge
-    return sum(cross_moment(*samples(*batch), rows=1024) for batch in batches(*streams))
+    moments = (cross_moment(*samples(*batch), rows=1024) for batch in batches(*streams))
+    return sum(moments, start=streams[0].new_zeros(()))
 
 
 def gram_matrix(features: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:

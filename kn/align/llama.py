@@ -89,7 +89,7 @@ def refit_readers(
 
     Ridge regression finds M (d, d) with norm(x_s) M ≈ norm(x_t), shrunk towards the identity; then W ← W Mᵀ.
     """
-    G = C = 0
+    G = C = x_s.new_zeros(())
     for t, s, *w in lsq.batches(x_t, x_s, *([] if weights is None else [weights])):
         t, s = norms[0](t), norms[1](s)
         weighted = s * w[0] if w else s
@@ -112,7 +112,7 @@ class WriterRegression:
         self.W = layer.weight.double().T
         if self.has_bias:
             self.W = torch.cat([self.W, layer.bias.double()[None]])
-        self.G = self.C = 0
+        self.G = self.C = z.new_zeros(())
         for a, t, x in lsq.batches(z, target, x_t):
             norm = x.square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()  # RMSNorm divides by it next
             w = torch.where(norm > SINK_NORM * norm.median(), SINK_WEIGHT**0.5, 1.0) / norm

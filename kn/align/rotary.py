@@ -100,7 +100,7 @@ def narrow_query_key(
         for root, x in zip(roots, outputs, strict=True)
     )
     queries = [x[:, r] for x, r in zip(q, rows, strict=True)]
-    starts = initial_maps(*roots, positions, factor)
+    starts = initial_maps(roots[0], roots[1], positions, factor)
     maps = [(root @ m).to(k.dtype).requires_grad_() for root, m in zip(roots, starts, strict=True)]
     narrow_cos, narrow_sin = cos[:, ::factor], sin[:, ::factor]
     optimizer = torch.optim.LBFGS(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 TOLERANCE = 1e-8  # of orthogonality
 
 
-def untied_copy(model: nn.Module, classes: tuple[type, ...]) -> nn.Module:
+def untied_copy(model: nn.Module, classes: tuple[type, ...]) -> Any:
     """A copy whose head is no longer the embedding; TypeError for other classes."""
     if type(model) not in classes:
         names = " and ".join(cls.__name__ for cls in classes)

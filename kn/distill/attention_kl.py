@@ -63,8 +63,8 @@ def attention_kl(
         )
     batch, heads, length, size_s = shapes[0]
     if attention_mask is not None and tuple(attention_mask.shape) != (batch, length):
-        got = tuple(attention_mask.shape)
-        raise ValueError(f"attention_mask must be (batch, length) = ({batch}, {length}), got {got}")
+        shape = tuple(attention_mask.shape)
+        raise ValueError(f"attention_mask must be (batch, length) = ({batch}, {length}), got {shape}")
     size_t = shapes[2][3]
     scales = (size_s**-0.5 if scale_s is None else scale_s, size_t**-0.5 if scale_t is None else scale_t)
     valid = None if attention_mask is None else attention_mask.bool()
