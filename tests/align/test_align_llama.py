@@ -1,4 +1,6 @@
-"""Llama's aligned start: the teacher in another basis, exact Kronecker products, each part against a naive reference, and nearer to the teacher than the SVD start."""
+"""Llama's aligned start: the teacher in another basis, exact Kronecker products, each part against a naive
+reference, and nearer to the teacher than the SVD start.
+"""
 
 import pytest
 import torch
@@ -45,14 +47,16 @@ def test_the_equivalent_teacher_has_the_same_logits():
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_the_turn_is_the_best_projection(factor):
-    """Against the definition: orthogonal, and no nearby projection of that rank costs less under the metric."""
+    """Against the definition: orthogonal, and no nearby projection of that rank costs less under the metric.
+    """
     rows, half = random(300, 16) * torch.linspace(0.2, 2, 16), random(16, 16, seed=1)
     metric = half @ half.T / 16
     Q, P = llama.optimal_rotation(rows.T @ rows, metric, factor)
     metric = metric + least_squares.METRIC_RIDGE * torch.eye(16)
     eye = torch.eye(16, dtype=torch.float64)
     turned = rows @ P @ Q
-    assert torch.allclose(Q @ Q.T, eye, atol=1e-10) and turned.unflatten(1, (-1, factor))[..., 1:].abs().max() < 1e-10
+    assert torch.allclose(Q @ Q.T, eye, atol=1e-10)
+    assert turned.unflatten(1, (-1, factor))[..., 1:].abs().max() < 1e-10
     assert torch.linalg.matrix_rank(turned) == 16 // factor
 
     def cost(projected):
@@ -63,7 +67,8 @@ def test_the_turn_is_the_best_projection(factor):
     assert cost(rows @ P) < cost(rows @ plain.T @ plain)
     for seed in range(20):
         step = 1e-3 * random(16, 16, seed=seed)
-        assert cost(rows @ P) <= cost(rows @ P @ (eye + step)) and cost(rows @ P) <= cost(rows @ (eye + step) @ P)
+        assert cost(rows @ P) <= cost(rows @ P @ (eye + step))
+        assert cost(rows @ P) <= cost(rows @ (eye + step) @ P)
 
 
 @pytest.mark.parametrize("biases", [False, True], ids=["plain", "biases"])
@@ -71,16 +76,28 @@ def test_the_turn_is_the_best_projection(factor):
 def test_the_matrices_are_exact_products_and_near(name, biases):
     teacher, spec = tiny_llama(biases=biases), KroneckerSpec(init="aligned", **SPECS[name])
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    dense, model, svd = align.prepare(teacher, spec, IDS), compress(teacher, spec, calibration=IDS), compress(teacher, KroneckerSpec(**SPECS[name]))
+    dense, model, svd = (
+        align.prepare(teacher, spec, IDS),
+        compress(teacher, spec, calibration=IDS),
+        compress(teacher, KroneckerSpec(**SPECS[name])),
+    )
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
     assert (logits(dense) - logits(model)).abs().max() < 1e-10 * logits(dense).abs().max()
-    assert count_parameters(model) == count_parameters(svd) and {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in svd.state_dict().items()}
+    assert count_parameters(model) == count_parameters(svd)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in svd.state_dict().items()
+    }
     assert error(model, teacher) < 0.8 * error(svd, teacher)
     for other in (model.to_dense(), *([] if name == "embedding" else [model.fold()])):
         assert (logits(other) - logits(model)).abs().max() < 1e-10
-    assert model.config.spec == spec and not model.training and model.config._attn_implementation == teacher.config._attn_implementation
+    assert model.config.spec == spec
+    assert not model.training
+    assert model.config._attn_implementation == teacher.config._attn_implementation
     model(input_ids=IDS, labels=IDS).loss.backward()
-    assert all(layer.B.grad.abs().max() > 0 for layer in model.modules() if isinstance(layer, KroneckerLinear))  # what starts as (1, 0) can be trained
+    # what starts as (1, 0) can be trained
+    assert all(
+        layer.B.grad.abs().max() > 0 for layer in model.modules() if isinstance(layer, KroneckerLinear)
+    )
 
 
 def test_the_same_text_gives_the_same_model():
@@ -95,7 +112,9 @@ def test_the_gradient_covariance_is_that_of_small_changes():
     """Against the definition, by changing one number of one token's embedding."""
     teacher, ids, step = tiny_llama(biases=True), IDS[:2], 1e-5
     found = calibration.gradient_covariance(
-        teacher.model.embed_tokens, lambda x, batch: [teacher(inputs_embeds=x, labels=batch).loss], ids.split(1)
+        teacher.model.embed_tokens,
+        lambda x, batch: [teacher(inputs_embeds=x, labels=batch).loss],
+        ids.split(1),
     )
     total = torch.zeros(24, 24, dtype=torch.float64)
 
@@ -108,7 +127,9 @@ def test_the_gradient_covariance_is_that_of_small_changes():
             for i in range(24):
                 change = torch.zeros(1, 12, 24, dtype=torch.float64)
                 change[0, place, i] = step
-                hook = teacher.model.embed_tokens.register_forward_hook(lambda _layer, _inputs, out, change=change: out + change)
+                hook = teacher.model.embed_tokens.register_forward_hook(
+                    lambda _layer, _inputs, out, change=change: out + change
+                )
                 g[place, i] = loss(row)
                 hook.remove()
         g = (g - loss(row)) / step
@@ -121,19 +142,24 @@ def test_least_squares_drawn_towards_a_prior():
     z, target, prior, ridge = random(50, 6), random(50, 3, seed=1), random(6, 3, seed=2), 0.3
     G, C = least_squares.cross_moment(z, z), least_squares.cross_moment(z, target)
     weight = (ridge * G.diagonal().mean()).sqrt()
-    naive = torch.linalg.lstsq(torch.cat([z, weight * torch.eye(6)]), torch.cat([target, weight * prior])).solution
+    naive = torch.linalg.lstsq(
+        torch.cat([z, weight * torch.eye(6)]), torch.cat([target, weight * prior])
+    ).solution
     assert torch.allclose(least_squares.ridge_regression(G, C, ridge, prior), naive)
 
 
 def test_tokens_where_attention_rests_count_for_more():
-    """The moments against their definition: errors relative to the teacher's stream, and one token 20 times as large as the others."""
+    """The moments against their definition: errors relative to the teacher's stream, and one token 20 times
+    as large as the others.
+    """
     z, target, x = random(2, 9, 5), random(2, 9, 4, seed=1), random(2, 9, 4, seed=2).sign()
     x[0, 0] *= 20
     weight = torch.ones(2, 9, dtype=torch.float64)
     weight[0, 0] = llama.SINK_WEIGHT / 20**2
     writer = llama.WriterRegression(torch.nn.Linear(5, 4, dtype=torch.float64), z, target, x)
     read = torch.cat([z, torch.ones(2, 9, 1)], -1)  # a bias reads a 1
-    assert torch.allclose(writer.G, torch.einsum("sli,sl,slj->ij", read, weight, read)) and torch.allclose(writer.C, torch.einsum("sli,sl,slj->ij", read, weight, target))
+    assert torch.allclose(writer.G, torch.einsum("sli,sl,slj->ij", read, weight, read))
+    assert torch.allclose(writer.C, torch.einsum("sli,sl,slj->ij", read, weight, target))
 
 
 def test_the_units_kept_are_the_best_where_one_leaves():
@@ -141,13 +167,17 @@ def test_the_units_kept_are_the_best_where_one_leaves():
     z, W = random(200, 6) @ random(6, 6, seed=1), random(6, 3, seed=2)
     G = z.T @ z
     left = [tuple(i for i in range(6) if i != gone) for gone in range(6)]
-    costs = [(z @ W - z[:, rows] @ torch.linalg.lstsq(z[:, rows], z @ W).solution).square().sum() for rows in left]
+    costs = [
+        (z @ W - z[:, rows] @ torch.linalg.lstsq(z[:, rows], z @ W).solution).square().sum() for rows in left
+    ]
     found = llama.select_neurons(G, W, 5, 0.0)
     assert tuple(found.tolist()) == left[int(torch.stack(costs).argmin())]
 
 
 def test_queries_and_keys_come_nearer_to_the_teacher_s_attention(monkeypatch):
-    """KL of the attention after the fit, against every second frequency as it is; a naive softmax with eager attention."""
+    """KL of the attention after the fit, against every second frequency as it is; a naive softmax with eager
+    attention.
+    """
     teacher = tiny_llama(head_dim=16)
     spec = KroneckerSpec(init="aligned", embedding=False, layers=(0,), shapes={"mlp.*": None})
 
@@ -168,7 +198,9 @@ def test_queries_and_keys_come_nearer_to_the_teacher_s_attention(monkeypatch):
 
 
 def test_frequencies_that_do_not_turn_are_an_ordinary_low_rank_product():
-    """Where nothing turns within the text, the start is the best product of that rank for the scores (one query head a key head)."""
+    """Where nothing turns within the text, the start is the best product of that rank for the scores (one
+    query head a key head).
+    """
     q, k = random(400, 8) * torch.linspace(0.3, 2, 8), random(400, 8, seed=1) @ random(8, 8, seed=2)
     roots = [torch.linalg.cholesky(x.T @ x).T[None] for x in (q, k)]
     still = (torch.ones(1, 5, 8, dtype=torch.float64), torch.zeros(1, 5, 8, dtype=torch.float64))
@@ -180,17 +212,43 @@ def test_frequencies_that_do_not_turn_are_an_ordinary_low_rank_product():
 @pytest.mark.parametrize(
     ("fields", "ids", "message"),
     [
-        ({}, None, r"^init 'aligned' needs calibration=token ids, an integer tensor \(sequences, length\) of some 65,000 tokens of text$"),
+        (
+            {},
+            None,
+            r"^init 'aligned' needs calibration=token ids, an integer tensor "
+            r"\(sequences, length\) of some 65,000 tokens of text$",
+        ),
         ({}, IDS.float(), "^init 'aligned' needs calibration=token ids"),
         ({}, IDS[:, :1], "^init 'aligned' needs calibration=token ids"),
-        ({}, IDS + 40, r"^calibration ids must be below 50 in sequences of at most 2048, got up to 89 and 12$"),
+        (
+            {},
+            IDS + 40,
+            r"^calibration ids must be below 50 in sequences of at most 2048, got up to 89 and 12$",
+        ),
         ({}, IDS.to("meta"), "^the calibration ids are on meta and the model on cpu: move one of them"),
         ({"rank": 2}, IDS, "^init 'aligned' pairs inputs and outputs: it needs rank 1 everywhere"),
-        ({"ranks": {"mlp.*": 2}}, IDS, "^init 'aligned' pairs inputs and outputs: it needs rank 1 everywhere"),
-        ({"shapes": {"mlp.*": (4, 1)}}, IDS, "^init 'aligned' pairs inputs and outputs: shapes may leave matrices dense"),
-        ({"shapes": {"mlp.up_proj": None}}, IDS, "^init 'aligned' compresses mlp.gate_proj, mlp.up_proj, mlp.down_proj of a layer together or not at all$"),
+        (
+            {"ranks": {"mlp.*": 2}},
+            IDS,
+            "^init 'aligned' pairs inputs and outputs: it needs rank 1 everywhere",
+        ),
+        (
+            {"shapes": {"mlp.*": (4, 1)}},
+            IDS,
+            "^init 'aligned' pairs inputs and outputs: shapes may leave matrices dense",
+        ),
+        (
+            {"shapes": {"mlp.up_proj": None}},
+            IDS,
+            "^init 'aligned' compresses mlp.gate_proj, mlp.up_proj, mlp.down_proj "
+            "of a layer together or not at all$",
+        ),
         ({"head": "tied"}, IDS, "^init 'aligned' gives the head the last norm's gain"),
-        ({"embedding_factor": 5}, IDS, "^init 'aligned' needs an embedding factor of at least 2 that divides 24, got 5$"),
+        (
+            {"embedding_factor": 5},
+            IDS,
+            "^init 'aligned' needs an embedding factor of at least 2 that divides 24, got 5$",
+        ),
         ({"factor": 4}, IDS, "^factor 4 does not divide the frequencies of a head of 4"),
     ],
     ids=str,
@@ -201,5 +259,9 @@ def test_refusals(fields, ids, message):
 
 
 def test_other_classes_are_refused():
-    with pytest.raises(ValueError, match="^init 'aligned' takes LlamaForCausalLM among Llama's classes, got LlamaForSequenceClassification: take init='svd'$"):
+    with pytest.raises(
+        ValueError,
+        match="^init 'aligned' takes LlamaForCausalLM among Llama's classes, "
+        "got LlamaForSequenceClassification: take init='svd'$",
+    ):
         compress(LlamaForSequenceClassification(tiny_llama().config), ALIGNED, calibration=IDS)

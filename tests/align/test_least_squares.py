@@ -24,7 +24,9 @@ def test_sums_come_a_few_sequences_at_a_time(few):
         seen.append(a.shape[0] * a.shape[1])
         return a, b
 
-    assert torch.allclose(lsq.streamed_cross_moment(samples, x, y), x.flatten(0, 1).T @ y.flatten(0, 1), atol=1e-12)
+    assert torch.allclose(
+        lsq.streamed_cross_moment(samples, x, y), x.flatten(0, 1).T @ y.flatten(0, 1), atol=1e-12
+    )
     assert max(seen) <= 24 and sum(seen) == 70
     assert torch.equal(lsq.map_batches(lambda a, b: a.sum(-1) + b.sum(-1), x, y), x.sum(-1) + y.sum(-1))
     long = random(1, 5000, 2)  # a sequence longer than what is summed in one product
@@ -37,7 +39,10 @@ def test_least_squares_with_its_ridge(few):
     found = lsq.fit_linear_map(lambda a, b: (lsq.append_ones(a), b), x, y)
     rows = torch.cat([x.flatten(0, 1), torch.ones(70, 1, dtype=torch.float64)], 1)
     r = lsq.RIDGE * rows.square().sum(0).mean()
-    wanted = torch.linalg.lstsq(torch.cat([rows, r.sqrt() * torch.eye(5, dtype=torch.float64)]), torch.cat([y.flatten(0, 1), torch.zeros(5, 3, dtype=torch.float64)])).solution
+    wanted = torch.linalg.lstsq(
+        torch.cat([rows, r.sqrt() * torch.eye(5, dtype=torch.float64)]),
+        torch.cat([y.flatten(0, 1), torch.zeros(5, 3, dtype=torch.float64)]),
+    ).solution
     assert torch.allclose(found, wanted, atol=1e-12)
 
 
@@ -48,7 +53,11 @@ def test_low_rank_is_the_best_of_its_rank(two_sided):
 
     def cost(a, c):  # Σ over samples of (x (left·right − a·c) zᵀ)²
         R, error = lsq.gram_root(G), left @ right - a @ c
-        return (R @ error @ (lsq.gram_root(K).T if two_sided else torch.eye(9, dtype=torch.float64))).square().sum()
+        return (
+            (R @ error @ (lsq.gram_root(K).T if two_sided else torch.eye(9, dtype=torch.float64)))
+            .square()
+            .sum()
+        )
 
     a, c = lsq.weighted_low_rank(left, right, 3, G, K)
     assert a.shape == (8, 3) and c.shape == (3, 9)
@@ -65,7 +74,8 @@ def test_spread_is_a_kronecker_product(factor):
     b = torch.zeros(1, factor, dtype=torch.float64)
     b[0, 0] = 1
     W = random(4, 5)
-    assert torch.equal(lsq.interleave_zeros(W, factor, 1), torch.kron(W, b)) and torch.equal(lsq.interleave_zeros(W, factor, 0), torch.kron(W, b.reshape(factor, 1)))
+    assert torch.equal(lsq.interleave_zeros(W, factor, 1), torch.kron(W, b))
+    assert torch.equal(lsq.interleave_zeros(W, factor, 0), torch.kron(W, b.reshape(factor, 1)))
 
 
 def test_a_subset_found_by_elimination_is_the_best_or_near_it(monkeypatch):

@@ -1,4 +1,5 @@
-"""The symmetries leave float64 logits as they are, one by one and together; what they cannot take is refused."""
+"""The symmetries leave float64 logits as they are, one by one and together; what they cannot take is refused.
+"""
 
 import pytest
 import torch
@@ -31,7 +32,9 @@ def prepared(labels=0):
 SYMMETRIES = {
     "centred": lambda m: symmetries.centre(m),
     "norms folded": lambda m: symmetries.fold_norms(m),
-    "units permuted": lambda m: symmetries.permute_neurons(m, 1, torch.randperm(64, generator=torch.Generator().manual_seed(3))),
+    "units permuted": lambda m: symmetries.permute_neurons(
+        m, 1, torch.randperm(64, generator=torch.Generator().manual_seed(3))
+    ),
     "query and key": lambda m: symmetries.change_query_key(m, 2, 1, random(8, 8)),
     "value and output": lambda m: symmetries.change_value_output(m, 3, 0, random(8, 8)),
 }
@@ -56,17 +59,26 @@ def test_a_rotation_leaves_the_logits_and_nothing_else(labels):
     Q = rotation(16)
     symmetries.rotate(model, Q)
     assert (model(IDS).logits - teacher(IDS).logits).abs().max() < 1e-10 * teacher(IDS).logits.abs().max()
-    assert torch.allclose(model.transformer.wte.weight, straight @ Q) and not torch.allclose(model.transformer.wte.weight, straight)
+    assert torch.allclose(model.transformer.wte.weight, straight @ Q)
+    assert not torch.allclose(model.transformer.wte.weight, straight)
     assert model.transformer.wte.weight.sum(-1).abs().max() < 1e-12
 
 
 def test_refusals():
     tied = tiny_gpt2(dtype=torch.float64, n_embd=16)
-    with pytest.raises(ValueError, match=r"^the head is tied to the embedding, which centring changes: take untied\(model\)$"):
+    with pytest.raises(
+        ValueError, match=r"^the head is tied to the embedding, which centring changes: take untied\(model\)$"
+    ):
         symmetries.centre(tied)
-    with pytest.raises(ValueError, match=r"^the head is tied to the embedding, and takes up the gain of ln_f: take untied\(model\)$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^the head is tied to the embedding, and takes up the gain of ln_f: take untied\(model\)$",
+    ):
         symmetries.fold_norms(tied)
-    with pytest.raises(ValueError, match=r"^a LayerNorm has a gain or bias that a rotation would mix: fold_norms\(model\) first$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^a LayerNorm has a gain or bias that a rotation would mix: fold_norms\(model\) first$",
+    ):
         symmetries.rotate(symmetries.untied(tied), rotation(16))
     for wrong in (random(16, 16), torch.linalg.qr(random(16, 16)).Q):
         with pytest.raises(ValueError, match="^Q must be orthogonal with Q·1 = 1"):
@@ -78,5 +90,8 @@ def test_refusals():
         model.transformer.ln_f.weight[3] = 0
     with pytest.raises(ValueError, match="^1 gains of ln_f are zero: "):
         symmetries.fold_norms(model)
-    with pytest.raises(TypeError, match="^the symmetries are for GPT2LMHeadModel and GPT2ForSequenceClassification, got Linear$"):
+    with pytest.raises(
+        TypeError,
+        match="^the symmetries are for GPT2LMHeadModel and GPT2ForSequenceClassification, got Linear$",
+    ):
         symmetries.untied(torch.nn.Linear(2, 2))

@@ -1,4 +1,6 @@
-"""Llama's symmetries leave float64 logits as they are, one by one and together; what is none, and what they cannot take, is refused."""
+"""Llama's symmetries leave float64 logits as they are, one by one and together; what is none, and what they
+cannot take, is refused.
+"""
 
 import pytest
 import torch
@@ -16,13 +18,17 @@ def random(*shape, seed=0):
 SYMMETRIES = {
     "norms folded": lambda m: symmetries.fold_norms(m),
     "rotated": lambda m: (symmetries.fold_norms(m), symmetries.rotate(m, torch.linalg.qr(random(24, 24)).Q)),
-    "units permuted": lambda m: symmetries.permute_neurons(m, 1, torch.randperm(32, generator=torch.Generator().manual_seed(3))),
+    "units permuted": lambda m: symmetries.permute_neurons(
+        m, 1, torch.randperm(32, generator=torch.Generator().manual_seed(3))
+    ),
     "value and output": lambda m: symmetries.change_value_output(m, 3, 1, random(4, 4)),
     "query and key": lambda m: symmetries.scale_rotary_pair(m, 2, 1, 1, 0.3 - 1.7j),
 }
 
 
-@pytest.mark.parametrize("fields", [{}, {"biases": True}, {"tie_word_embeddings": False}], ids=["tied", "biases", "untied"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"biases": True}, {"tie_word_embeddings": False}], ids=["tied", "biases", "untied"]
+)
 @pytest.mark.parametrize("names", [*([name] for name in SYMMETRIES), list(SYMMETRIES)], ids=str)
 def test_logits_stay(names, fields):
     teacher = tiny_llama(**fields)
@@ -36,7 +42,9 @@ def test_logits_stay(names, fields):
 
 
 def test_frequencies_cannot_be_permuted():
-    """They are tied to positions: exchanging two of them in query and key alike is another function, but at one position."""
+    """They are tied to positions: exchanging two of them in query and key alike is another function, but at
+    one position.
+    """
     teacher = tiny_llama()
     model = symmetries.untied(teacher)
     order = torch.tensor([1, 0, 3, 2])  # both frequencies of a head of 4
@@ -51,9 +59,15 @@ def test_refusals():
     tied = tiny_llama()
     with pytest.raises(TypeError, match="^the symmetries are for LlamaForCausalLM, got LlamaModel$"):
         symmetries.untied(tied.model)
-    with pytest.raises(ValueError, match=r"^the head is tied to the embedding, and takes up the gain of the last norm: take untied\(model\)$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^the head is tied to the embedding, "
+        r"and takes up the gain of the last norm: take untied\(model\)$",
+    ):
         symmetries.fold_norms(tied)
-    with pytest.raises(ValueError, match=r"^a norm has a gain, which a rotation would mix: fold_norms\(model\) first$"):
+    with pytest.raises(
+        ValueError, match=r"^a norm has a gain, which a rotation would mix: fold_norms\(model\) first$"
+    ):
         symmetries.rotate(symmetries.untied(tied), torch.eye(24))
     for wrong in (random(24, 24), torch.eye(12)):
         with pytest.raises(ValueError, match="^Q must be orthogonal and 24 wide"):

@@ -1,4 +1,6 @@
-"""kn.attention_kl against naive loops in float64: values, gradients, masks, block borders, reductions, memory, messages."""
+"""kn.attention_kl against naive loops in float64: values, gradients, masks, block borders, reductions,
+memory, messages.
+"""
 
 from importlib import import_module
 
@@ -54,23 +56,32 @@ def test_values_and_gradients_against_loops(monkeypatch, mask, direction, block)
     rows = naive(*given, 0.5, 0.4, mask, direction)
     count = rows.shape[1] * (14 if mask is None else int(mask.sum()))
     for reduction, wanted in (("none", rows), ("sum", rows.sum()), ("mean", rows.sum() / count)):
-        found = attention_kl(*given, scale_s=0.5, scale_t=0.4, attention_mask=mask, direction=direction, reduction=reduction)
+        found = attention_kl(
+            *given, scale_s=0.5, scale_t=0.4, attention_mask=mask, direction=direction, reduction=reduction
+        )
         assert found.shape == wanted.shape and torch.allclose(found, wanted, atol=EXACT)
         weights = torch.randn(wanted.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-        for a, b in zip(torch.autograd.grad((found * weights).sum(), given[:2]), torch.autograd.grad((wanted * weights).sum(), given[:2], retain_graph=True), strict=True):
+        for a, b in zip(
+            torch.autograd.grad((found * weights).sum(), given[:2]),
+            torch.autograd.grad((wanted * weights).sum(), given[:2], retain_graph=True),
+            strict=True,
+        ):
             assert torch.allclose(a, b, atol=EXACT)
 
 
 def test_scales_default_to_one_over_the_root_of_each_head_size():
     given = inputs()
-    assert torch.equal(attention_kl(*given), attention_kl(*given, scale_s=3**-0.5, scale_t=5**-0.5)) and attention_kl(*given) > 0
+    assert torch.equal(attention_kl(*given), attention_kl(*given, scale_s=3**-0.5, scale_t=5**-0.5))
+    assert attention_kl(*given) > 0
 
 
 @pytest.mark.parametrize("direction", module.DIRECTIONS)
 @pytest.mark.parametrize("reduction", module.REDUCTIONS)
 def test_gradcheck(direction, reduction):
     given = inputs(b=1, t=5)
-    assert torch.autograd.gradcheck(lambda q, k: attention_kl(q, k, *given[2:], direction=direction, reduction=reduction), given[:2])
+    assert torch.autograd.gradcheck(
+        lambda q, k: attention_kl(q, k, *given[2:], direction=direction, reduction=reduction), given[:2]
+    )
 
 
 def test_only_the_student_learns_and_only_where_asked():
@@ -85,14 +96,18 @@ def test_only_the_student_learns_and_only_where_asked():
 
 @pytest.mark.parametrize("length", [130, 257])
 def test_float32_and_bfloat16_inputs(length):
-    """float32 sums: 1e-5 of the value; bfloat16 inputs are taken as they are and computed in float32, their gradients are rounded to bfloat16 once (2^-8)."""
+    """float32 sums: 1e-5 of the value; bfloat16 inputs are taken as they are and computed in float32, their
+    gradients are rounded to bfloat16 once (2^-8).
+    """
     wide = inputs(1, 2, length, 16, 16)
     for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 2**-7)):
         given = [x.detach().to(dtype).requires_grad_(x.requires_grad) for x in wide]
         exact = [x.detach().double().requires_grad_(x.requires_grad) for x in given]
         loss, wanted = attention_kl(*given), attention_kl(*exact)
         assert loss.dtype == torch.float32 and abs(loss - wanted) < 1e-5 * wanted
-        for a, b in zip(torch.autograd.grad(loss, given[:2]), torch.autograd.grad(wanted, exact[:2]), strict=True):
+        for a, b in zip(
+            torch.autograd.grad(loss, given[:2]), torch.autograd.grad(wanted, exact[:2]), strict=True
+        ):
             assert a.dtype == dtype and (a - b).norm() < close * b.norm()
 
 
@@ -113,11 +128,21 @@ def test_large_scores_stay_finite():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"direction": "both"}, "^direction 'both' is unknown: allowed are student_teacher, teacher_student$"),
+        (
+            {"direction": "both"},
+            "^direction 'both' is unknown: allowed are student_teacher, teacher_student$",
+        ),
         ({"reduction": "max"}, "^reduction 'max' is unknown: allowed are mean, sum, none$"),
-        ({"k_s": torch.zeros(2, 2, 6, 3)}, r"^q and k must be \(batch, heads, length, head size\), the first three the same for both models, got \(2, 2, 7, 3\), \(2, 2, 6, 3\), "),
+        (
+            {"k_s": torch.zeros(2, 2, 6, 3)},
+            r"^q and k must be \(batch, heads, length, head size\), the first three the same "
+            r"for both models, got \(2, 2, 7, 3\), \(2, 2, 6, 3\), ",
+        ),
         ({"q_t": torch.zeros(2, 7, 5)}, r"^q and k must be \(batch, heads, length, head size\)"),
-        ({"attention_mask": torch.ones(2, 6)}, r"^attention_mask must be \(batch, length\) = \(2, 7\), got \(2, 6\)$"),
+        (
+            {"attention_mask": torch.ones(2, 6)},
+            r"^attention_mask must be \(batch, length\) = \(2, 7\), got \(2, 6\)$",
+        ),
     ],
     ids=str,
 )

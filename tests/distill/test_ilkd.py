@@ -13,7 +13,8 @@ from kn.distill import DistillationConfig
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3], [1, 2, 3, 4, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
-LEFT = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 0, 1, 1, 0, 1]])  # padding on the left and holes: keys that only the mask hides from later queries
+# padding on the left and holes: keys that only the mask hides from later queries
+LEFT = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 0, 1, 1, 0, 1]])
 EXACT = 1e-11
 
 
@@ -28,8 +29,12 @@ def naive_attention_kl(q_s, k_s, q_t, k_t, mask, direction):
                 if not mask[i, query]:
                     continue
                 keys = [key for key in range(query + 1) if mask[i, key]]
-                s = torch.stack([q_s[i, j, query] @ k_s[i, j, key] / math.sqrt(e_s) for key in keys]).softmax(0)
-                r = torch.stack([q_t[i, j, query] @ k_t[i, j, key] / math.sqrt(e_t) for key in keys]).softmax(0)
+                s = torch.stack([q_s[i, j, query] @ k_s[i, j, key] / math.sqrt(e_s) for key in keys]).softmax(
+                    0
+                )
+                r = torch.stack([q_t[i, j, query] @ k_t[i, j, key] / math.sqrt(e_t) for key in keys]).softmax(
+                    0
+                )
                 first, second = (s, r) if direction == "student_teacher" else (r, s)
                 total = total + sum(p * (p.log() - o.log()) for p, o in zip(first, second, strict=True))
                 count += 1
@@ -55,28 +60,50 @@ def test_ilkd_terms_against_naive_loops(hidden_point):
     loss, terms = ilkd_loss(s, t, (0.5, 0.4, 0.3, 0.2), MASK)
     valid = [(i, j) for i in range(2) for j in range(6) if MASK[i, j]]
     embedding = sum((s.embedding[p] - t.embedding[p]).square().sum() for p in valid) / (len(valid) * 8)
-    hidden = sum(sum((a[p] - b[p]).square().sum() for p in valid) / (len(valid) * 8) for a, b in zip(s.hidden, t.hidden, strict=True))
-    attention = sum(naive_attention_kl(*layer, MASK, "student_teacher") for layer in zip(s.q, s.k, t.q, t.k, strict=True))
+    hidden = sum(
+        sum((a[p] - b[p]).square().sum() for p in valid) / (len(valid) * 8)
+        for a, b in zip(s.hidden, t.hidden, strict=True)
+    )
+    attention = sum(
+        naive_attention_kl(*layer, MASK, "student_teacher") for layer in zip(s.q, s.k, t.q, t.k, strict=True)
+    )
     logp = student(IDS, attention_mask=MASK).logits.log_softmax(-1)
     pairs = [(i, j) for i in range(2) for j in range(5) if MASK[i, j + 1]]
     cross_entropy = -sum(logp[i, j, IDS[i, j + 1]] for i, j in pairs) / len(pairs)
-    for name, naive in (("embedding", embedding), ("attention", attention), ("hidden", hidden), ("cross_entropy", cross_entropy)):
-        assert abs(terms[name] - naive) < (1e-6 if name == "cross_entropy" else EXACT) * max(1, abs(naive)), name  # transformers computes the cross-entropy in float32
+    for name, naive in (
+        ("embedding", embedding),
+        ("attention", attention),
+        ("hidden", hidden),
+        ("cross_entropy", cross_entropy),
+    ):
+        # transformers computes the cross-entropy in float32
+        assert abs(terms[name] - naive) < (1e-6 if name == "cross_entropy" else EXACT) * max(1, abs(naive)), (
+            name
+        )
     expected = 0.5 * embedding + 0.4 * attention + 0.3 * hidden + 0.2 * cross_entropy
     parameters = [p for p in student.parameters() if p.requires_grad]
-    for a, b in zip(torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True), torch.autograd.grad(expected, parameters, allow_unused=True), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True),
+        torch.autograd.grad(expected, parameters, allow_unused=True),
+        strict=True,
+    ):
         assert torch.allclose(a, b, atol=1e-6)  # through transformers' float32 cross-entropy
 
 
 def test_attention_is_what_the_model_uses_before_dropout():
-    """softmax(q·k) of the captured q and k is the map eager attention returns, with attention dropout on in training mode too."""
+    """softmax(q·k) of the captured q and k is the map eager attention returns, with attention dropout on in
+    training mode too.
+    """
     model = tiny_gpt2(dtype=torch.float64, attn_pdrop=0.5)
     model.set_attn_implementation("eager")
     maps = model(IDS, output_attentions=True).attentions
     assert len(maps) == 4  # SDPA would silently return none
     taken = capture(model.train(), input_ids=IDS)
-    for q, k, wanted in list(zip(taken.q, taken.k, maps, strict=True))[:1]:  # deeper layers see dropped-out inputs
-        scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~torch.ones(6, 6).tril().bool(), -torch.inf)
+    # deeper layers see dropped-out inputs
+    for q, k, wanted in list(zip(taken.q, taken.k, maps, strict=True))[:1]:
+        scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(
+            ~torch.ones(6, 6).tril().bool(), -torch.inf
+        )
         assert torch.allclose(scores.softmax(-1), wanted, atol=EXACT)
 
 
@@ -118,19 +145,53 @@ def test_errors_say_what_is_allowed():
 def test_trainer_logs_every_term(tmp_path, method):
     teacher = tiny_gpt2()
     student = compress(teacher).train()
-    data = [{"input_ids": torch.randint(1, 50, (8,), generator=torch.Generator().manual_seed(i))} for i in range(8)]
+    data = [
+        {"input_ids": torch.randint(1, 50, (8,), generator=torch.Generator().manual_seed(i))}
+        for i in range(8)
+    ]
     data = [{**row, "labels": row["input_ids"]} for row in data]
-    arguments = TrainingArguments(str(tmp_path), max_steps=4, logging_steps=2, per_device_train_batch_size=2, report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no")
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=4,
+        logging_steps=2,
+        per_device_train_batch_size=2,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+    )
     before = student.transformer.h[1].mlp.c_fc.A.detach().clone()
-    trainer = DistillTrainer(model=student, args=arguments, train_dataset=data, distillation=DistillationConfig(method), teacher=None if method == "none" else teacher)
+    trainer = DistillTrainer(
+        model=student,
+        args=arguments,
+        train_dataset=data,
+        distillation=DistillationConfig(method),
+        teacher=None if method == "none" else teacher,
+    )
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
-    wanted = {"none": {"cross_entropy"}, "ilkd": {"embedding", "attention", "hidden", "cross_entropy"}, "vanilla": {"cross_entropy", "logits"}}[method]
+    wanted = {
+        "none": {"cross_entropy"},
+        "ilkd": {"embedding", "attention", "hidden", "cross_entropy"},
+        "vanilla": {"cross_entropy", "logits"},
+    }[method]
     assert len(lines) == 2 and all(wanted <= set(line) for line in lines)
     if method == "ilkd":
         parts = lines[0]
-        assert abs(parts["loss"] - 0.5 * (parts["embedding"] + parts["attention"] + parts["hidden"]) - 0.1 * parts["cross_entropy"]) < 1e-3  # the log rounds to 4 digits
-    assert not torch.equal(before, student.transformer.h[1].mlp.c_fc.A) and not any(p.requires_grad for p in teacher.parameters()) or method == "none"
+        # the log rounds to 4 digits
+        assert (
+            abs(
+                parts["loss"]
+                - 0.5 * (parts["embedding"] + parts["attention"] + parts["hidden"])
+                - 0.1 * parts["cross_entropy"]
+            )
+            < 1e-3
+        )
+    assert (
+        not torch.equal(before, student.transformer.h[1].mlp.c_fc.A)
+        and not any(p.requires_grad for p in teacher.parameters())
+        or method == "none"
+    )
 
 
 def test_trainer_refuses_a_missing_teacher(tmp_path):
@@ -145,9 +206,16 @@ def test_without_cross_entropy_what_no_term_reaches_is_frozen(tmp_path, head):
     teacher = tiny_gpt2()
     student = compress(teacher, KroneckerSpec(head=head))
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
-    DistillTrainer(model=student, args=arguments, distillation=DistillationConfig("ilkd", alphas=(0.5, 0.5, 0.5, 0.0)), teacher=teacher)
+    DistillTrainer(
+        model=student,
+        args=arguments,
+        distillation=DistillationConfig("ilkd", alphas=(0.5, 0.5, 0.5, 0.0)),
+        teacher=teacher,
+    )
     frozen = {name for name, parameter in student.named_parameters() if not parameter.requires_grad}
-    assert frozen == {"transformer.ln_f.weight", "transformer.ln_f.bias"} | ({"lm_head.weight"} if head == "dense" else set())
+    assert frozen == {"transformer.ln_f.weight", "transformer.ln_f.bias"} | (
+        {"lm_head.weight"} if head == "dense" else set()
+    )
 
 
 @pytest.fixture
@@ -158,7 +226,9 @@ def few_logits(monkeypatch):
 @pytest.mark.parametrize("head", ["dense", "tied"])
 @pytest.mark.parametrize("labels", [IDS, IDS.masked_fill(MASK == 0, -100)], ids=["all", "some left out"])
 def test_the_loss_without_logits_is_the_loss_with_them(few_logits, head, labels):
-    """Value and every gradient, float64; transformers' own cross-entropy is float32, so the reference is torch's."""
+    """Value and every gradient, float64; transformers' own cross-entropy is float32, so the reference is
+    torch's.
+    """
     teacher = tiny_gpt2(dtype=torch.float64)
     student = compress(teacher, KroneckerSpec(head=head))
     found = capture(student, logits=False, input_ids=IDS, attention_mask=MASK, labels=labels)
@@ -167,7 +237,11 @@ def test_the_loss_without_logits_is_the_loss_with_them(few_logits, head, labels)
     wanted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     assert abs(found.loss - wanted) < 1e-6  # the result is handed out as float32
     parameters = list(student.parameters())
-    for a, b in zip(torch.autograd.grad(found.loss, parameters, allow_unused=True), torch.autograd.grad(wanted, parameters, allow_unused=True), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(found.loss, parameters, allow_unused=True),
+        torch.autograd.grad(wanted, parameters, allow_unused=True),
+        strict=True,
+    ):
         assert (a is None and b is None) or torch.allclose(a, b, atol=1e-9)
 
 
@@ -178,7 +252,9 @@ def test_small_logits_are_made_as_before():
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_no_map_and_no_logits_in_a_step(few_logits, attention):
-    """Every tensor of an ILKD step, forward and backward: with SDPA the largest grows with the length, not with its square; with eager it does (so the test can fail)."""
+    """Every tensor of an ILKD step, forward and backward: with SDPA the largest grows with the length, not
+    with its square; with eager it does (so the test can fail).
+    """
     found = []
     for length in (512, 1024, 2048):
         teacher = tiny_gpt2(n_positions=2048, vocab_size=3000, attn_implementation=attention)
@@ -187,7 +263,9 @@ def test_no_map_and_no_logits_in_a_step(few_logits, attention):
         with largest_tensor() as seen:
             with torch.no_grad():
                 t = capture(teacher, head=False, input_ids=ids)
-            ilkd_loss(capture(student, logits=False, input_ids=ids, labels=ids), t, (0.5, 0.5, 0.5, 0.1))[0].backward()
+            ilkd_loss(capture(student, logits=False, input_ids=ids, labels=ids), t, (0.5, 0.5, 0.5, 0.1))[
+                0
+            ].backward()
         found.append(seen[0])
     maps = 2 * 2048**2  # 2 heads
     if attention == "sdpa":

@@ -1,4 +1,6 @@
-"""kn.distill.large_vocabulary against the losses of whole logits in float64: values, gradients, masks, autocast, memory; and the Trainer's step that uses it against the one that does not."""
+"""kn.distill.large_vocabulary against the losses of whole logits in float64: values, gradients, masks,
+autocast, memory; and the Trainer's step that uses it against the one that does not.
+"""
 
 from importlib import import_module
 
@@ -20,7 +22,9 @@ MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0, 1], [1, 1, 1, 1, 
 
 def made(*shapes, seed=0, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
-    return [torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes
+    ]
 
 
 def labels(ignored=True):
@@ -34,7 +38,9 @@ def whole(hidden, weight, target):
 
 def same(found, wanted, given, close=EXACT):
     assert found.ndim == 0 and abs(found - wanted) <= close * max(1, abs(wanted.detach()))
-    for a, b in zip(torch.autograd.grad(found * 3, given), torch.autograd.grad(wanted * 3, given), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(found * 3, given), torch.autograd.grad(wanted * 3, given), strict=True
+    ):
         assert a.dtype == b.dtype and (a - b).norm() <= close * b.norm()
 
 
@@ -53,7 +59,9 @@ def test_logit_kd(monkeypatch, rows, mask, temperature):
     monkeypatch.setattr(large_vocabulary, "CHUNK_ROWS", rows)
     hidden, weight, guide, guide_weight = made((B, T, D), (V, D), (B, T, G), (V, G))
     found = chunked_logit_kd(hidden, weight, guide, guide_weight, mask, temperature)
-    wanted = vanilla_kd_loss(hidden @ weight.T, guide @ guide_weight.T, None if mask is None else mask.float(), temperature)
+    wanted = vanilla_kd_loss(
+        hidden @ weight.T, guide @ guide_weight.T, None if mask is None else mask.float(), temperature
+    )
     with pytest.raises(RuntimeError, match="not have been used in the graph"):
         torch.autograd.grad(found, guide, retain_graph=True)  # the teacher is fixed
     same(found, wanted, (hidden, weight))
@@ -77,9 +85,15 @@ def test_nothing_left_is_not_a_number():
 
 
 def test_going_back_twice_says_why_not():
-    for loss in (chunked_cross_entropy(*made((B, T, D), (V, D)), labels()), chunked_logit_kd(*made((B, T, D), (V, D), (B, T, G), (V, G)))):
+    for loss in (
+        chunked_cross_entropy(*made((B, T, D), (V, D)), labels()),
+        chunked_logit_kd(*made((B, T, D), (V, D), (B, T, G), (V, G))),
+    ):
         loss.backward(retain_graph=True)
-        with pytest.raises(RuntimeError, match="^backward ran twice: the gradients of this loss are made once and given away$"):
+        with pytest.raises(
+            RuntimeError,
+            match="^backward ran twice: the gradients of this loss are made once and given away$",
+        ):
             loss.backward()
 
 
@@ -87,8 +101,14 @@ def test_autocast_takes_bfloat16_products_and_float32_sums():
     given = made((B, T, D), (V, D), dtype=torch.float32)
     teacher = [x.detach() for x in made((B, T, G), (V, G), seed=2, dtype=torch.float32)]
     rounded = [x.detach().bfloat16().float().requires_grad_() for x in given]
-    losses = (lambda h, w: chunked_cross_entropy(h, w, labels())), (lambda h, w: chunked_logit_kd(h, w, *teacher, MASK))
-    wholes = (lambda h, w: whole(h, w, labels())), (lambda h, w: vanilla_kd_loss(h @ w.T, teacher[0] @ teacher[1].T, MASK.float()))
+    losses = (
+        (lambda h, w: chunked_cross_entropy(h, w, labels())),
+        (lambda h, w: chunked_logit_kd(h, w, *teacher, MASK)),
+    )
+    wholes = (
+        (lambda h, w: whole(h, w, labels())),
+        (lambda h, w: vanilla_kd_loss(h @ w.T, teacher[0] @ teacher[1].T, MASK.float())),
+    )
     for loss, exact in zip(losses, wholes, strict=True):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = loss(*given)
@@ -100,15 +120,25 @@ def test_autocast_takes_bfloat16_products_and_float32_sums():
 
 @pytest.mark.parametrize("which", ["chunked_cross_entropy", "chunked_logit_kd"])
 def test_logits_never_stand_whole(which):
-    """The largest tensor of a step does not grow with the tokens; that of the whole logits' way does, so the test can fail."""
+    """The largest tensor of a step does not grow with the tokens; that of the whole logits' way does, so the
+    test can fail.
+    """
     found = {}
     for tokens in (1024, 4096):
         hidden, weight = made((1, tokens, 4), (300, 4), dtype=torch.float32)
         target, guide = torch.zeros(1, tokens, dtype=torch.long), (hidden.detach() + 1, weight.detach())
         with largest_tensor() as seen:
-            (chunked_cross_entropy(hidden, weight, target) if which == "chunked_cross_entropy" else chunked_logit_kd(hidden, weight, *guide)).backward()
+            (
+                chunked_cross_entropy(hidden, weight, target)
+                if which == "chunked_cross_entropy"
+                else chunked_logit_kd(hidden, weight, *guide)
+            ).backward()
         with largest_tensor() as all_of_them:
-            (whole(hidden, weight, target) if which == "chunked_cross_entropy" else vanilla_kd_loss(hidden @ weight.T, guide[0] @ guide[1].T)).backward()
+            (
+                whole(hidden, weight, target)
+                if which == "chunked_cross_entropy"
+                else vanilla_kd_loss(hidden @ weight.T, guide[0] @ guide[1].T)
+            ).backward()
         found[tokens] = seen[0], all_of_them[0]
     assert found[1024][0] == found[4096][0] == large_vocabulary.CHUNK_ROWS * 300
     assert found[4096][1] >= 4096 * 300
@@ -129,13 +159,20 @@ def test_the_trainers_step_is_the_same_without_logits(tmp_path, monkeypatch, hea
     found = []
     for limit in (10**9, 0):
         monkeypatch.setattr(import_module("kn.distill.capture"), "CHUNKING_MIN_LOGITS", limit)
-        trainer = DistillTrainer(model=student, args=arguments, distillation=DistillationConfig("ilkd", logit_term=logit_term), teacher=teacher)
+        trainer = DistillTrainer(
+            model=student,
+            args=arguments,
+            distillation=DistillationConfig("ilkd", logit_term=logit_term),
+            teacher=teacher,
+        )
         student.zero_grad()
         loss = trainer.compute_loss(student, dict(given))
         loss.backward()
         found.append((loss.detach(), dict(trainer.term_sums), [p.grad.clone() for p in student.parameters()]))
     (loss, terms, slopes), (loss_, terms_, slopes_) = found
-    assert abs(loss - loss_) < SINGLE and terms.keys() == terms_.keys() and ("logits" in terms) == bool(logit_term)
+    assert abs(loss - loss_) < SINGLE
+    assert terms.keys() == terms_.keys()
+    assert ("logits" in terms) == bool(logit_term)
     assert all(abs(terms[name] - terms_[name]) < SINGLE for name in terms)
     assert all(torch.allclose(a, b, atol=SINGLE) for a, b in zip(slopes, slopes_, strict=True))
 
@@ -145,9 +182,18 @@ def test_the_trainers_chunked_step_makes_no_logits(tmp_path, monkeypatch):
     monkeypatch.setattr(import_module("kn.distill.capture"), "CHUNKING_MIN_LOGITS", 0)
     teacher = tiny_gpt2()
     student = compress(teacher).train()
-    trainer = DistillTrainer(model=student, args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True), distillation=DistillationConfig("ilkd", logit_term=1.0), teacher=teacher)
+    trainer = DistillTrainer(
+        model=student,
+        args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True),
+        distillation=DistillationConfig("ilkd", logit_term=1.0),
+        teacher=teacher,
+    )
     called = []
-    monkeypatch.setattr(import_module("kn.distill.trainer"), "chunked_logit_kd", lambda *given: called.append(given) or chunked_logit_kd(*given))
+    monkeypatch.setattr(
+        import_module("kn.distill.trainer"),
+        "chunked_logit_kd",
+        lambda *given: called.append(given) or chunked_logit_kd(*given),
+    )
     ids = torch.ones(1, 6, dtype=torch.long)
     trainer.compute_loss(student, {"input_ids": ids, "labels": ids})
     assert len(called) == 1 and called[0][0].shape == (1, 6, 8)
@@ -159,8 +205,20 @@ def test_a_classifiers_logit_term_is_vanilla_kd_of_its_labels(tmp_path):
     """A classifier has no head over words: its few logits are compared whole."""
     teacher = tiny_gpt2(labels=3)
     student = compress(teacher).train()
-    trainer = DistillTrainer(model=student, args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True), distillation=DistillationConfig("ilkd", logit_term=0.5), teacher=teacher)
-    inputs = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]), "labels": torch.tensor([0, 2])}
+    trainer = DistillTrainer(
+        model=student,
+        args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True),
+        distillation=DistillationConfig("ilkd", logit_term=0.5),
+        teacher=teacher,
+    )
+    inputs = {
+        "input_ids": torch.tensor([[5, 6, 7], [8, 9, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        "labels": torch.tensor([0, 2]),
+    }
     trainer.compute_loss(student, inputs)
     asked = {name: value for name, value in inputs.items() if name != "labels"}
-    assert float(trainer.term_sums["logits"]) == pytest.approx(float(vanilla_kd_loss(student(**asked).logits, teacher(**asked).logits).detach()), rel=1e-6)  # float32 sums of six numbers
+    # float32 sums of six numbers
+    assert float(trainer.term_sums["logits"]) == pytest.approx(
+        float(vanilla_kd_loss(student(**asked).logits, teacher(**asked).logits).detach()), rel=1e-6
+    )
