@@ -11,6 +11,7 @@ from kn.models.config import KroneckerSpec
 
 
 def _family(model: nn.Module) -> ModuleType:
+    """The module of the model's family; ValueError for others."""
     families, model_type = {"gpt2": gpt2, "llama": llama}, model.config.model_type
     if model_type not in families:
         raise ValueError(f"init 'aligned' is for GPT-2 and Llama, not yet for {model_type}: take init='svd'")
@@ -18,16 +19,10 @@ def _family(model: nn.Module) -> ModuleType:
 
 
 def equivalent_teacher(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
-    """An untied model with the model's logits, in the basis of the compressed one: the teacher for ILKD.
-
-    ids: (sequences, length) of calibration text. Raises ValueError for what cannot be aligned.
-    """
+    """An untied model with the same logits in the student's basis, for ILKD; ids (sequences, length)."""
     return _family(model).equivalent_teacher(model, spec, ids)
 
 
 def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
-    """A dense model near that teacher whose compressed matrices are Kronecker products with B = (1, 0, …).
-
-    ids: (sequences, length) of calibration text. Raises ValueError for what cannot be aligned.
-    """
+    """A dense model near that teacher whose compressed matrices are exact Kronecker products."""
     return _family(model).prepare(model, spec, ids)

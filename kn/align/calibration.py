@@ -13,11 +13,9 @@ from kn.models.config import KroneckerSpec
 
 def check_calibration(model: nn.Module, spec: KroneckerSpec, ids: Tensor, tokens: str) -> None:
     """Raises ValueError for a device, spec or calibration ids (sequences, length) that cannot be aligned."""
-    config = model.config
-    if model.device.type in ("mps", "meta"):
-        raise ValueError(
-            f"init 'aligned' sums in float64, which a model on {model.device} cannot: move it with .to('cpu')"
-        )
+    device, config = model.device, model.config
+    if device.type in ("mps", "meta"):
+        raise ValueError(f"init 'aligned' needs float64, which {device} lacks: move it with .to('cpu')")
     is_ids = isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point()
     if not is_ids or not len(ids) or ids.shape[1] < 2:
         raise ValueError(
@@ -31,20 +29,12 @@ def check_calibration(model: nn.Module, spec: KroneckerSpec, ids: Tensor, tokens
             f"got up to {int(ids.max())} and {ids.shape[1]}"
         )
     if spec.rank != 1 or spec.ranks or not spec.out_proj or spec.factor < 2:
-        raise ValueError(
-            "init 'aligned' pairs inputs and outputs: it needs rank 1 everywhere, out_proj=True "
-            "and a factor of at least 2"
-        )
+        raise ValueError("init 'aligned' needs rank 1 everywhere, out_proj=True and a factor of at least 2")
     factor, width = spec.embedding_factor or spec.factor, config.hidden_size
     if spec.embedding and (factor < 2 or width % factor):
-        raise ValueError(
-            f"init 'aligned' needs an embedding factor of at least 2 that divides {width}, got {factor}"
-        )
+        raise ValueError(f"init 'aligned' needs an embedding factor ≥ 2 that divides {width}, got {factor}")
     if spec.head == "tied":
-        raise ValueError(
-            "init 'aligned' gives the head the last norm's gain, so it cannot be the embedding's factors: "
-            "take head='dense'"
-        )
+        raise ValueError("init 'aligned' gives the head the last norm's gain, so it is untied: take 'dense'")
 
 
 def token_frequencies(ids: Tensor, vocabulary: int, smoothing: float) -> Tensor:

@@ -61,14 +61,8 @@ class Sublayer:
         return inner[0], output
 
 
-# ---------------------------------------------------------------- the teacher in the student's basis
-
-
 def equivalent_teacher(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
-    """An untied model with the same logits, rotated so that the compressed embedding keeps most of it.
-
-    ids: (sequences, length) of calibration text. Raises ValueError where ln_f has a zero gain.
-    """
+    """An untied model with the same logits, rotated so that the compressed embedding keeps most of it."""
     return _rotated_teacher(model, spec, ids)[0]
 
 
@@ -115,7 +109,7 @@ def _gradient_covariance(teacher: nn.Module, ids: Tensor) -> Tensor:
 
 
 def embedding_directions(d: int, factor: int) -> Tensor:
-    """(d/f, d) orthonormal mean-free rows: what a Kronecker embedding with B = (1, −1, 0, …)/√2 can hold."""
+    """(d/f, d) orthonormal mean-free rows: the span of a Kronecker embedding with B = (1, −1, 0, …)/√2."""
     b = torch.zeros(factor, dtype=torch.float64)
     b[0], b[1] = 0.5**0.5, -(0.5**0.5)
     return torch.kron(torch.eye(d // factor, dtype=torch.float64), b[None])
@@ -137,9 +131,6 @@ def optimal_rotation(covariance: Tensor, metric: Tensor, factor: int) -> tuple[T
     return (old[:, 1:] @ new[:, 1:].T + signs * (old[:, :1] @ new[:, :1].T)).to(device), P.to(device)
 
 
-# ---------------------------------------------------------------- sublayer by sublayer
-
-
 def _set(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
@@ -151,7 +142,7 @@ def refit_reader(sublayer: Sublayer, teacher: Sublayer, x_t: Tensor, x_s: Tensor
     def samples(x_t: Tensor, x_s: Tensor) -> tuple[Tensor, Tensor]:
         return append_ones(sublayer.norm(x_s)), teacher.norm(x_t) - sublayer.norm(x_s)
 
-    weight, bias = teacher.in_proj.weight.double(), teacher.in_proj.bias.double()
+    weight, bias = (parameter.double() for parameter in teacher.in_proj.parameters())
     change = lsq.fit_linear_map(samples, x_t, x_s) @ weight
     _set(sublayer.in_proj, weight + change[:-1], bias + change[-1])
 
@@ -196,9 +187,7 @@ def prune_neurons(sublayer: Sublayer, teacher: Sublayer, x_s: Tensor, factor: in
     _set(layer, interleave_zeros(layer.weight[:, keep], factor, 1), bias)
 
 
-def fit_kronecker_sublayer(
-    sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor, factor: int
-) -> None:
+def fit_kronecker_sublayer(sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor, factor: int) -> None:
     """Make in_proj and out_proj Kronecker products with B = (1, 0, …), the output refitted to y_t."""
     shrink = shrink_heads if sublayer.name == "attention" else prune_neurons
     shrink(sublayer, teacher, x_s, factor)
@@ -215,14 +204,11 @@ def refit_head(student: nn.Module, teacher: nn.Module, x_t: Tensor, x_s: Tensor)
     weight.add_((weight.double() @ change.T).to(weight.dtype))
 
 
-# ---------------------------------------------------------------- the model
-
-
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
     """Raises ValueError for a model, a spec or calibration ids (sequences, length) that cannot be aligned."""
     check_calibration(model, spec, ids, tokens="30,000")
     if spec.shapes:
-        raise ValueError("init 'aligned' pairs inputs and outputs: for GPT-2 it takes no shapes of their own")
+        raise ValueError("init 'aligned' takes no shapes for GPT-2: matrices are compressed by their factor")
     if (size := model.config.n_embd // model.config.n_head) % spec.factor:
         raise ValueError(f"factor {spec.factor} does not divide the heads' size of {size}")
 
@@ -268,7 +254,7 @@ def build_aligned_pair(
             x_s, differs = map_batches(sublayer, x_s), differs or compresses
     if corrects and differs:
         refit_head(student, teacher, x_t, x_s)
-    for made in (teacher, student):
-        made.set_attn_implementation(model.config._attn_implementation)
-        made.train(training)
+    for aligned in (teacher, student):
+        aligned.set_attn_implementation(model.config._attn_implementation)
+        aligned.train(training)
     return teacher, student

@@ -26,15 +26,12 @@ STREAM_TOKENS = 65536  # of the calibration text run through the layers; token f
 GRADIENT_TOKENS = 4096  # for gradient_covariance
 SMOOTHING = 500.0  # added to every token's count; nearly equal frequencies are best in any domain (LOG.md)
 # ridges, relative to the mean of a Gram matrix's diagonal; less text asks for more (LOG.md)
-RIDGE_OWN_LAYER = 0.01  # of a narrow writer towards the teacher's weights, for what its own layer lost
-RIDGE_WRITER = 0.3  # of writers towards those, for what earlier layers lost
+RIDGE_OWN_LAYER = 0.01  # of a narrow writer towards the teacher's weights, to make up for its own layer
+RIDGE_WRITER = 0.3  # of writers towards these weights, to make up for earlier layers
 RIDGE_FIRST_WRITER = 0.03  # of the first layer's MLP writer if the embedding is compressed
 RIDGE_READER = 0.1  # of the map between the streams that readers see, towards the identity
 SINK_NORM = 4.0  # times the median norm: an attention sink (a sequence's first token, above all)
 SINK_WEIGHT = 64.0  # least-squares weight of an attention-sink token; others have 1
-
-
-# ---------------------------------------------------------------- the teacher in the student's basis
 
 
 def equivalent_teacher(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaForCausalLM:
@@ -76,9 +73,6 @@ def optimal_rotation(covariance: Tensor, metric: Tensor, factor: int) -> tuple[T
     span, P = lsq.best_subspace(covariance, metric, d // factor, eye)
     basis = torch.linalg.qr(torch.cat([span, eye], 1)).Q[:, :d]  # the span, then the rest
     return basis @ eye[torch.arange(d).view(-1, factor).T.flatten()], P
-
-
-# ---------------------------------------------------------------- readers and writers of the stream
 
 
 def refit_readers(
@@ -126,7 +120,7 @@ class WriterRegression:
     def narrow(self, A: Tensor, prior: Tensor, ridge: float, factor: int) -> None:
         """Refit a layer that will read z A, A (n, n/f), followed by zeros, drawn towards prior (n/f, d).
 
-        First to what the teacher's weights write, then to the target.
+        First to the output of the teacher's weights, then to the target.
         """
         if self.has_bias:
             A, prior = torch.block_diag(A, torch.ones_like(A[:1, :1])), torch.cat([prior, self.W[-1:]])
@@ -163,7 +157,7 @@ def narrow_values(attn: nn.Module, writer: WriterRegression, factor: int) -> Ten
 
 
 def select_neurons(G: Tensor, W: Tensor, keep: int, ridge: float = RIDGE_OWN_LAYER) -> Tensor:
-    """Indices (keep) of the neurons that stay: an eighth leaves at a time, those the others make up for best.
+    """Indices (keep) of the neurons to keep: an eighth goes at a time, those the others can replace best.
 
     G (n, n): Gram matrix of the neurons, W (n, d): output weights.
     """
@@ -181,7 +175,7 @@ def prune_neurons(mlp: nn.Module, writer: WriterRegression, ridge: float, factor
     """Keep 1/f of the gated MLP's neurons and refit down_proj on them; returns their indices (n/f,)."""
     n = mlp.down_proj.in_features
     G = writer.G[:n, :n]
-    if writer.has_bias:  # what the bias explains does not count for a neuron
+    if writer.has_bias:  # centred: the bias absorbs the mean
         G = G - writer.G[:n, n:] @ writer.G[n:, :n] / writer.G[n, n]
     keep = select_neurons(G, writer.W[:n], n // factor)
     for parameter in (*mlp.gate_proj.parameters(), *mlp.up_proj.parameters()):
@@ -191,19 +185,14 @@ def prune_neurons(mlp: nn.Module, writer: WriterRegression, ridge: float, factor
     return keep
 
 
-# ---------------------------------------------------------------- the model
-
-
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
     """Raises ValueError for a model, a spec or calibration ids (sequences, length) that cannot be aligned."""
     if type(model) is not LlamaForCausalLM:
         got = type(model).__name__
-        raise ValueError(
-            f"init 'aligned' takes LlamaForCausalLM among Llama's classes, got {got}: take init='svd'"
-        )
+        raise ValueError(f"init 'aligned' takes LlamaForCausalLM, not {got}: take init='svd'")
     if isinstance(ids, Tensor) and ids.device != model.device:
-        where = f"the calibration ids are on {ids.device} and the model on {model.device}"
-        raise ValueError(f"{where}: move one of them with .to()")
+        devices = f"the calibration ids are on {ids.device} and the model on {model.device}"
+        raise ValueError(f"{devices}: move one of them with .to()")
     check_calibration(model, spec, ids, tokens="65,000")
     config, size = model.config, model.model.layers[0].self_attn.head_dim
     compressed_layers(spec, config.num_hidden_layers)
@@ -229,10 +218,7 @@ def compressed_layers(spec: KroneckerSpec, layers: int) -> tuple[set[int], set[i
             names = ", ".join(paths)
             raise ValueError(f"init 'aligned' compresses {names} of a layer together or not at all")
     if any(shape is not None for shape in spec.shapes.values()):
-        raise ValueError(
-            "init 'aligned' pairs inputs and outputs: "
-            "shapes may leave matrices dense (None), not give them another B"
-        )
+        raise ValueError("init 'aligned' takes shapes that leave matrices dense (None), not another B")
     return found[0], found[1]
 
 

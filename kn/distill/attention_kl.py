@@ -54,7 +54,7 @@ def attention_kl(
             checks.require_nonnegative(name, scale)
     if attention_mask is not None and not isinstance(attention_mask, Tensor):
         got = checks.describe_value(attention_mask)
-        raise TypeError(f"attention_mask is {got}: a tensor (batch, length) wanted")
+        raise TypeError(f"attention_mask is {got}: expected a tensor (batch, length)")
     same_model = shapes[0] == shapes[1] and shapes[2] == shapes[3]
     if any(len(shape) != 4 for shape in shapes) or not same_model or shapes[0][:3] != shapes[2][:3]:
         raise ValueError(

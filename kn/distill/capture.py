@@ -87,17 +87,17 @@ def _check_inputs(model: nn.Module, inputs: dict) -> None:
     ids, config = inputs.get("input_ids"), model.config
     got = checks.describe_value(ids)
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"input_ids is {got}: an int64 or int32 tensor (batch, length) wanted")
+        raise TypeError(f"input_ids is {got}: expected an int64 or int32 tensor (batch, length)")
     if not 0 < ids.shape[1] <= config.n_positions or not len(ids):
-        raise ValueError(f"input_ids is {got}: 1 to {config.n_positions} tokens a row wanted")
+        raise ValueError(f"input_ids is {got}: expected 1 to {config.n_positions} tokens a row")
     if ids.device.type == "cpu" and (ids.min() < 0 or ids.max() >= config.vocab_size):
-        found, allowed = f"{int(ids.min())} to {int(ids.max())}", f"0 to {config.vocab_size - 1}"
-        raise ValueError(f"input_ids holds {found}: the model's tokens are {allowed}")
+        got, last = f"{int(ids.min())} to {int(ids.max())}", config.vocab_size - 1
+        raise ValueError(f"input_ids holds {got}: the model's tokens are 0 to {last}")
     label_shape = tuple(ids.shape if hasattr(model, "lm_head") else ids.shape[:1])
     for name, shape in (("attention_mask", tuple(ids.shape)), ("labels", label_shape)):
         value = inputs.get(name)
         if value is not None and (not isinstance(value, Tensor) or value.shape != shape):
-            raise ValueError(f"{name} is {checks.describe_value(value)}: a tensor of shape {shape} wanted")
+            raise ValueError(f"{name} is {checks.describe_value(value)}: expected a tensor of shape {shape}")
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def ilkd_loss(
     """
     for name, captured in (("student", student), ("teacher", teacher)):
         if not isinstance(captured, Captured):
-            raise TypeError(f"{name} is {checks.describe_value(captured)}: what kn.capture returns wanted")
+            raise TypeError(f"{name} is {checks.describe_value(captured)}: expected the result of kn.capture")
     terms = IlkdTerms(student, alphas, attention_mask, direction)
     if not any(alphas):
         raise ValueError("alphas are all 0: there is nothing to learn from, at least one must be positive")
@@ -85,7 +85,7 @@ class IlkdTerms:
         shape = tuple(student.embedding.shape[:2])
         if attention_mask is not None and getattr(attention_mask, "shape", None) != shape:
             got = checks.describe_value(attention_mask)
-            raise ValueError(f"attention_mask is {got}: a tensor {shape} wanted")
+            raise ValueError(f"attention_mask is {got}: expected a tensor {shape}")
         if student.loss is None and alphas[3]:
             raise ValueError(
                 "alphas[3] weighs the cross-entropy, but the student saw no labels: "
@@ -153,7 +153,7 @@ def vanilla_kd_loss(
     teacher_logits = checks.require_float_tensor("teacher_logits", teacher_logits)
     s, t = tuple(student_logits.shape), tuple(teacher_logits.shape)
     if s != t:
-        raise ValueError(f"logits of one shape wanted: the student's are {s}, the teacher's {t}")
+        raise ValueError(f"logits must have one shape: the student's are {s}, the teacher's {t}")
     log_p_s = F.log_softmax(_upcast(student_logits) / temperature, -1)
     log_p_t = F.log_softmax(_upcast(teacher_logits) / temperature, -1)
     kl = (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1) * temperature**2

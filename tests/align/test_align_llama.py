@@ -226,16 +226,16 @@ def test_frequencies_that_do_not_turn_are_an_ordinary_low_rank_product():
             r"^calibration ids must be below 50 in sequences of at most 2048, got up to 89 and 12$",
         ),
         ({}, IDS.to("meta"), "^the calibration ids are on meta and the model on cpu: move one of them"),
-        ({"rank": 2}, IDS, "^init 'aligned' pairs inputs and outputs: it needs rank 1 everywhere"),
+        ({"rank": 2}, IDS, "^init 'aligned' needs rank 1 everywhere"),
         (
             {"ranks": {"mlp.*": 2}},
             IDS,
-            "^init 'aligned' pairs inputs and outputs: it needs rank 1 everywhere",
+            "^init 'aligned' needs rank 1 everywhere",
         ),
         (
             {"shapes": {"mlp.*": (4, 1)}},
             IDS,
-            "^init 'aligned' pairs inputs and outputs: shapes may leave matrices dense",
+            "^init 'aligned' takes shapes that leave matrices dense",
         ),
         (
             {"shapes": {"mlp.up_proj": None}},
@@ -247,7 +247,7 @@ def test_frequencies_that_do_not_turn_are_an_ordinary_low_rank_product():
         (
             {"embedding_factor": 5},
             IDS,
-            "^init 'aligned' needs an embedding factor of at least 2 that divides 24, got 5$",
+            "^init 'aligned' needs an embedding factor ≥ 2 that divides 24, got 5$",
         ),
         ({"factor": 4}, IDS, "^factor 4 does not divide the frequencies of a head of 4"),
     ],
@@ -261,7 +261,6 @@ def test_refusals(fields, ids, message):
 def test_other_classes_are_refused():
     with pytest.raises(
         ValueError,
-        match="^init 'aligned' takes LlamaForCausalLM among Llama's classes, "
-        "got LlamaForSequenceClassification: take init='svd'$",
+        match="^init 'aligned' takes LlamaForCausalLM, not LlamaForSequenceClassification: take init='svd'$",
     ):
         compress(LlamaForSequenceClassification(tiny_llama().config), ALIGNED, calibration=IDS)

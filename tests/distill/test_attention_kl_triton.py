@@ -1,7 +1,7 @@
 """The Triton kernels of eq. 3 against naive float64 loops, on a GPU or in Triton's interpreter.
 
-TRITON_INTERPRET must be set before Triton is imported and would stay for every other test, so the interpreter has
-a process of its own: test_in_the_interpreter runs this file again there. What needs neither is at the end.
+TRITON_INTERPRET must be set before Triton is imported and would stay for all other tests: the interpreter has
+a process of its own, test_in_the_interpreter runs this file again there. What needs neither is at the end.
 """
 
 import importlib.util
