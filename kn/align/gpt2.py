@@ -187,7 +187,9 @@ def prune_neurons(sublayer: Sublayer, teacher: Sublayer, x_s: Tensor, factor: in
     _set(layer, interleave_zeros(layer.weight[:, keep], factor, 1), bias)
 
 
-def fit_kronecker_sublayer(sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor, factor: int) -> None:
+def fit_kronecker_sublayer(
+    sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor, factor: int
+) -> None:
     """Make in_proj and out_proj Kronecker products with B = (1, 0, …), the output refitted to y_t."""
     shrink = shrink_heads if sublayer.name == "attention" else prune_neurons
     shrink(sublayer, teacher, x_s, factor)

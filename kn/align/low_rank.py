@@ -56,7 +56,9 @@ def build_low_rank_pair(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> t
     return teacher, student
 
 
-def fit_low_rank_sublayer(sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor, factor: int) -> None:
+def fit_low_rank_sublayer(
+    sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor, factor: int
+) -> None:
     """Make in_proj and out_proj products of thin matrices; in between, out_proj is refitted to y_t."""
     gram = gram_matrix(lambda x: append_ones(sublayer.norm(x)), x_s)
     setattr(sublayer.module, sublayer.in_proj_name, factorize_linear(sublayer.in_proj, gram, factor))
