@@ -41,7 +41,7 @@ def test_the_equivalent_teacher_has_the_same_logits():
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_the_turn_is_the_best_projection(factor):
+def test_the_rotation_is_the_best_projection(factor):
     """Against the definition: orthogonal, ones kept, and no other projection of that rank costs less under
     the metric.
     """

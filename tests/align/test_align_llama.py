@@ -46,7 +46,7 @@ def test_the_equivalent_teacher_has_the_same_logits():
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_the_turn_is_the_best_projection(factor):
+def test_the_rotation_is_the_best_projection(factor):
     """Against the definition: orthogonal, and no nearby projection of that rank costs less under the metric.
     """
     rows, half = random(300, 16) * torch.linspace(0.2, 2, 16), random(16, 16, seed=1)

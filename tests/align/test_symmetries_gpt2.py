@@ -32,7 +32,7 @@ def prepared(labels=0):
 SYMMETRIES = {
     "centred": lambda m: symmetries.centre(m),
     "norms folded": lambda m: symmetries.fold_norms(m),
-    "units permuted": lambda m: symmetries.permute_neurons(
+    "neurons permuted": lambda m: symmetries.permute_neurons(
         m, 1, torch.randperm(64, generator=torch.Generator().manual_seed(3))
     ),
     "query and key": lambda m: symmetries.change_query_key(m, 2, 1, random(8, 8)),

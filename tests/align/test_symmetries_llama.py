@@ -18,7 +18,7 @@ def random(*shape, seed=0):
 SYMMETRIES = {
     "norms folded": lambda m: symmetries.fold_norms(m),
     "rotated": lambda m: (symmetries.fold_norms(m), symmetries.rotate(m, torch.linalg.qr(random(24, 24)).Q)),
-    "units permuted": lambda m: symmetries.permute_neurons(
+    "neurons permuted": lambda m: symmetries.permute_neurons(
         m, 1, torch.randperm(32, generator=torch.Generator().manual_seed(3))
     ),
     "value and output": lambda m: symmetries.change_value_output(m, 3, 1, random(4, 4)),
