@@ -1,6 +1,6 @@
 """Command line `python -m kn`, which ./run_all.sh calls; without a command word it is `run`.
 
-Exit status: 0 done, 1 a stage or notebook failed, 2 a mistake in the call or the environment, said in one line.
+Exit status: 0 done, 1 a stage or notebook failed, 2 an error in the call or the environment (one line).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:  # a wheel holds the method alone
     print("error: this installation holds the method alone; the suite needs a checkout: ./run_all.sh there", file=sys.stderr)
     sys.exit(2)
 
+TITLE = "Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression'; writes reports/<profile>/."
 FOLDER_VARIABLES = ("KN_HOME", "KN_REPORTS", "KN_MIRROR")
 FORMER_NAMES = {"rebuild": "pretrain-mini", "corpus": "export-corpus"}
 ERROR_STATUS: dict[type[BaseException], int] = {
@@ -56,24 +57,23 @@ def run(options: argparse.Namespace) -> int:
     if slurm is not None and not shutil.which("sbatch"):
         remedy = "run it on a login node, or leave --slurm out"
         raise ValueError(f"--slurm needs Slurm's sbatch on this machine: {remedy}")
-    store, precision = Store(), devices.precision(profile.device)
+    store = Store()
     stages, _ = plan_stages(profile, options.only, options.seeds, without_mirror=options.dry_run)
+    if not options.dry_run:
+        store.open()
+        report_folder(profile.name).mkdir(parents=True, exist_ok=True)
+        if options.fresh:
+            store.forget(stages)
+    speed = timing.measured_timing(profile, devices.precision(profile.device), store)
+    print(cost.describe_plan(stages, store, speed, options.jobs), flush=True)
     if options.dry_run:
-        speed = timing.measured_timing(profile, precision, store)
-        print(cost.describe_plan(stages, store, speed, options.jobs))
         for kind, text in doctor.examine(profile.name):
             if kind != "ok":
                 print(f"{kind}: {text}")
         return 0
     from kn.report import notebooks
 
-    store.open()
-    report_folder(profile.name).mkdir(parents=True, exist_ok=True)
-    if options.fresh:
-        store.forget(stages)
     os.environ["KN_SET"] = "\n".join(options.set)
-    speed = timing.measured_timing(profile, precision, store)
-    print(cost.describe_plan(stages, store, speed, options.jobs), flush=True)
     cost.check_disk_space(stages, store, speed)
     status, runner = 0, notebooks.NotebookRunner(profile.name, options.only, options.seeds, store)
     try:
@@ -110,7 +110,8 @@ def export_corpus(options: argparse.Namespace) -> int:
     if not str(file).isprintable() or file.is_dir() or not file.parent.is_dir():
         raise ValueError(f"export-corpus {str(file)!r}: a file in an existing folder is needed")
     text = profiles.load(options.profile, tuple(options.set)).text
-    packages, shares = {"web": text.web, "wiki": text.wiki}, {"web": text.web_shares, "wiki": text.wiki_shares}
+    packages = {"web": text.web, "wiki": text.wiki}
+    shares = {"web": text.web_shares, "wiki": text.wiki_shares}
     documentation.write(documentation.build(packages, shares, jobs=devices.cores()), file)
     return 0
 
@@ -144,7 +145,7 @@ def publish(options: argparse.Namespace) -> int:
 
 
 def table_list(text: str) -> list[int | str]:
-    """ "4,5,beyond" as a list of notebooks; ArgumentTypeError for anything else than 1 to 7, beyond, claims."""
+    """ "4,5,beyond" as a list of notebooks; ArgumentTypeError unless of 1 to 7, beyond and claims."""
     tables: set[int | str] = set()
     for part in (part.strip() for part in text.split(",")):
         if part in ("beyond", LEDGER, *BEYOND):
@@ -152,7 +153,8 @@ def table_list(text: str) -> list[int | str]:
         elif part in map(str, TABLES):
             tables.add(int(part))
         elif part.removeprefix("-").isdecimal():
-            raise argparse.ArgumentTypeError(f"table {part} does not exist: allowed are 1 to 7, beyond, claims")
+            allowed = "allowed are 1 to 7, beyond, claims"
+            raise argparse.ArgumentTypeError(f"table {part} does not exist: {allowed}")
         else:
             allowed = "allowed are 1 to 7, beyond and claims, as in --only 4,5,beyond"
             raise argparse.ArgumentTypeError(f"{text!r} is not a list of table numbers: {allowed}")
@@ -162,7 +164,8 @@ def table_list(text: str) -> list[int | str]:
 def count(text: str) -> int:
     """An integer from 1 to 999, of seeds or processes; ArgumentTypeError for anything else."""
     if not re.fullmatch(r"0*[1-9]\d{0,2}", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 1 and at most 999")
+        reason = "is not a whole number of at least 1 and at most 999"
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} {reason}")
     return int(text)
 
 
@@ -180,69 +183,77 @@ class Parser(argparse.ArgumentParser):
         super().error(one_line(message))
 
 
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """--profile and --set."""
+    parser.add_argument(
+        "--profile", default="mini", metavar="NAME",
+        help="mini (default): documentation text, minutes on a CPU; midi: the same text, models trained "
+        "within the run, for a GPU; paper: from a mirror of the hub; test: seconds",
+    )
+    parser.add_argument(
+        "--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
+        help="change one setting, for example pretrain.batch_size=8; may be given several times",
+    )
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of `run` and `plan`."""
-    add = parser.add_argument
     add_profile(parser)
-    only = "tables to make (default: all seven); beyond: the two notebooks that go beyond the paper; claims: every "
-    only += "claim judged, and the effect of each reading of the paper"
-    add("--only", type=table_list, default=list(TABLES), metavar="4,5", help=only)
-    everything = "the seven tables, the notebooks beyond them, and the claims"
-    add("--all", dest="only", action="store_const", const=list(NOTEBOOKS), help=everything)
-    add("--seeds", type=count, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
-    jobs = "processes of one thread each (default: all processors); with several GPUs each takes one in turn"
-    add("--jobs", type=count, metavar="N", help=jobs)
+    parser.add_argument(
+        "--only", type=table_list, default=list(TABLES), metavar="4,5",
+        help="tables to make (default: all seven); beyond: the two notebooks that go beyond the paper; "
+        "claims: every claim judged, and the effect of each reading of the paper",
+    )
+    parser.add_argument(
+        "--all", dest="only", action="store_const", const=list(NOTEBOOKS),
+        help="the seven tables, the notebooks beyond them, and the claims",
+    )
+    parser.add_argument("--seeds", type=count, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
+    parser.add_argument(
+        "--jobs", type=count, metavar="N",
+        help="processes of one thread each (default: all processors); several GPUs are taken in turn",
+    )
     keys = ", ".join(f"{key}=…" for key in executors.SLURM_OPTIONS)
-    add("--slurm", metavar="KEY=VALUE,…", help=f"run the stages as Slurm jobs: {keys}")
-    add("--dry-run", action="store_true", help="print the plan with its costs and stop")
-    add("--fresh", action="store_true", help="make the stages again, even where the store has them")
-    scores = "paper: a CSV (row, seed, task, score) of the GLUE server's scores, for Table 6"
-    add("--glue-scores", type=Path, metavar="FILE", help=scores)
-
-
-def add_profile(parser: argparse.ArgumentParser, with_settings: bool = True) -> None:
-    """--profile, and --set."""
-    profile = "mini (default): documentation text, minutes on a CPU; midi: the same text, models trained within "
-    profile += "the run, for a GPU; paper: from a mirror of the hub; test: seconds"
-    parser.add_argument("--profile", default="mini", metavar="NAME", help=profile)
-    if with_settings:
-        text = "change one setting, for example pretrain.batch_size=8; may be given several times"
-        parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE", help=text)
+    parser.add_argument("--slurm", metavar="KEY=VALUE,…", help=f"run the stages as Slurm jobs: {keys}")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan with its costs and stop")
+    parser.add_argument("--fresh", action="store_true", help="make the stages again, even finished ones")
+    parser.add_argument(
+        "--glue-scores", type=Path, metavar="FILE",
+        help="paper: a CSV (row, seed, task, score) of the GLUE server's scores, for Table 6",
+    )
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of a command line, with its function as `func`."""
-    title = "Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression' and writes reports/<profile>/."
-    top = Parser(prog="./run_all.sh", description=title)
-    add_run_options(top)  # for --help: the options of `run`, which needs no command word
+    top = Parser(prog="./run_all.sh", description=TITLE)
+    add_run_options(top)  # shown by --help: the options of `run`, which needs no command word
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name: str, func, text: str) -> argparse.ArgumentParser:
+    def add_command(name: str, func, text: str) -> argparse.ArgumentParser:
         parser = commands.add_parser(name, help=text, description=text)
         parser.set_defaults(func=func)
         return parser
 
-    add_run_options(command("run", run, "make the report (default)"))
-    plan = command("plan", run, "print the plan with its costs (--dry-run)")
-    add_run_options(plan)
-    plan.set_defaults(dry_run=True)
-    doctor = command("doctor", run_doctor, "find whatever would stop a run")
-    add_profile(doctor, with_settings=False)
-    mirror = command("mirror", fetch_mirror, "fetch the hub's models and data, for the paper profile")
-    mirror.add_argument("folder", type=Path, metavar="DIR")
-    mirror.add_argument("--wheels", action="store_true", help="fetch the pinned packages too")
-    corpus = "write the documentation corpus, for a machine without the packages"
-    corpus_parser = command("export-corpus", export_corpus, corpus)
-    corpus_parser.add_argument("file", type=Path, metavar="FILE")
-    add_profile(corpus_parser)
-    pretrain = command("pretrain-mini", pretrain_mini, "train mini's committed models again")
-    extra = "a folder of unpacked packages whose documentation joins the teacher's text"
-    pretrain.add_argument("--extra", type=Path, metavar="DIR", help=extra)
-    comparison = command("compare", compare, "compare two reports cell by cell")
-    comparison.add_argument("report", type=Path)
-    comparison.add_argument("reference", type=Path)
-    publication = command("publish", publish, "make a finished report the committed one")
-    publication.add_argument("report", type=Path)
+    add_run_options(add_command("run", run, "make the report (default)"))
+    command = add_command("plan", run, "print the plan with its costs (--dry-run)")
+    add_run_options(command)
+    command.set_defaults(dry_run=True)
+    add_profile(add_command("doctor", run_doctor, "find whatever would stop a run"))
+    command = add_command("mirror", fetch_mirror, "fetch the hub's models and data, for the paper profile")
+    command.add_argument("folder", type=Path, metavar="DIR")
+    command.add_argument("--wheels", action="store_true", help="fetch the pinned packages too")
+    text = "write the documentation corpus, for a machine without the packages"
+    command = add_command("export-corpus", export_corpus, text)
+    command.add_argument("file", type=Path, metavar="FILE")
+    add_profile(command)
+    command = add_command("pretrain-mini", pretrain_mini, "train mini's committed models again")
+    text = "a folder of unpacked packages whose documentation joins the teacher's text"
+    command.add_argument("--extra", type=Path, metavar="DIR", help=text)
+    command = add_command("compare", compare, "compare two reports cell by cell")
+    command.add_argument("report", type=Path)
+    command.add_argument("reference", type=Path)
+    command = add_command("publish", publish, "make a finished report the committed one")
+    command.add_argument("report", type=Path)
 
     first = FORMER_NAMES.get(arguments[0], arguments[0]) if arguments else "run"
     if first in commands.choices or first in ("-h", "--help"):

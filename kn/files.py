@@ -1,4 +1,4 @@
-"""Where things are, digests, and files that are written whole or not at all: what every room may use."""
+"""Paths of the checkout, SHA-256 digests, atomic writes and safe paths, for every room."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def json_sha256(value: object) -> str:
 
 
 def write_atomic(path: Path, text: str) -> Path:
-    """Write UTF-8 text by one rename, so that a reader sees the old file or the new one, never a part; returns the path."""
+    """Write UTF-8 text by one atomic rename: a reader sees the old file or the new one. Returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

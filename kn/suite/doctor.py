@@ -17,8 +17,8 @@ from kn.suite.input_digests import asset_digest
 from kn.suite.pins import compare_pins, describe_differences
 from kn.suite.store import Store, StoreError
 
-# Bytes of disk for a profile's store. mini is measured (five seeds: 0.43 GB), midi and paper are estimated (paper:
-# token rows 2 GB, checkpoints 3 GB, about 60 models of 0.5 GB).
+# Bytes of disk for a profile's store. mini is measured (five seeds: 0.43 GB), midi and paper are estimated
+# (paper: token rows 2 GB, checkpoints 3 GB, about 60 models of 0.5 GB).
 STORE_BYTES = {"mini": 2e9, "test": 1e8, "midi": 10e9, "paper": 40e9}
 MEMORY_BYTES = 4e9  # for two worker processes (measured: 1.9 GB each at most)
 Finding = tuple[str, str]  # ("ok" | "warning" | "error", one line)
@@ -38,7 +38,9 @@ def check_pins(requirements: Path) -> Finding:
     if missing:
         install = f"{Path(sys.executable).name} -m pip install -r requirements.txt"
         return "error", f"{len(missing)} pinned packages are missing ({', '.join(missing[:3])}): {install}"
-    return ("warning", describe_differences(different)) if different else ("ok", "packages are the pinned ones")
+    if different:
+        return "warning", describe_differences(different)
+    return "ok", "packages are the pinned ones"
 
 
 def check_disk(profile: str, home: Path) -> Finding:
@@ -46,7 +48,9 @@ def check_disk(profile: str, home: Path) -> Finding:
     existing = next(p for p in (home, *home.parents) if p.exists())
     free, need = shutil.disk_usage(existing).free, STORE_BYTES[profile]
     text = f"{free / 1e9:.1f} GB free at {home}, {need / 1e9:.1f} needed"
-    return ("ok", text) if free >= need else ("error", f"{text}: make room, or choose another folder with KN_HOME=…")
+    if free >= need:
+        return "ok", text
+    return "error", f"{text}: make room, or choose another folder with KN_HOME=…"
 
 
 def check_memory() -> Finding:
@@ -62,7 +66,7 @@ def check_memory() -> Finding:
 
 
 def check_gpu(profile: str) -> Finding:
-    """The GPU, if there is one that torch can use; torch is asked in a process of its own, it imports slowly."""
+    """The GPU, if torch can use one; asked in a process of its own, since torch imports slowly."""
     if found := gpus():
         code = "import torch; print(round(torch.cuda.get_device_properties(0).total_memory / 1e9), 'GB')"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -37,7 +37,10 @@ def test_each_stage_is_costed_by_what_it_is_most_like():
 
 def test_disk_counts_models_and_token_rows():
     assert cost.disk_bytes(pick("pretrained", model="baseline"), TIMED) == 3.3e8
-    assert cost.disk_bytes(pick("finetune_glue", row="teacher"), TIMED) == 5e8 and cost.disk_bytes(pick("finetune_glue", row="student"), TIMED) == 0
+    assert (
+        cost.disk_bytes(pick("finetune_glue", row="teacher"), TIMED) == 5e8
+        and cost.disk_bytes(pick("finetune_glue", row="student"), TIMED) == 0
+    )
     assert cost.disk_bytes(pick("corpus"), TIMED) == 2 * (900e6 + 118e6)
 
 
@@ -46,27 +49,41 @@ def test_the_plan_says_what_it_costs(tmp_path):
     lines = {line.split()[0]: line.split() for line in text.splitlines()}
     assert lines["pretrain"][1:4] == ["0", "4", "1,224,612"]
     assert "with 4 processes" in text and "7 GB of memory a training; timed on a machine" in text
-    assert text.splitlines()[-1] == "tokens a second and process: language model 1,000, with ILKD 800, GLUE 500, GLUE with ILKD 300"
+    assert (
+        text.splitlines()[-1]
+        == "tokens a second and process: language model 1,000, with ILKD 800, GLUE 500, GLUE with ILKD 300"
+    )
     chain = cost.critical_path(PLAN, Store(tmp_path), TIMED)
-    assert cost.seconds(pick("pretrain", on="web"), TIMED) < chain < sum(cost.seconds(item, TIMED) for item in PLAN)
+    assert (
+        cost.seconds(pick("pretrain", on="web"), TIMED)
+        < chain
+        < sum(cost.seconds(item, TIMED) for item in PLAN)
+    )
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_runs(tmp_path, monkeypatch):
     cost.check_disk_space(PLAN, Store(tmp_path), {**TIMED, "bytes": dict.fromkeys(TIMED["bytes"], 0)})
     monkeypatch.setattr(cost.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5e9}))
-    with pytest.raises(cost.CostError, match=r"^8\.8 GB will be written to .*, 5.0 GB are free there: make room, or choose another folder with KN_HOME=…$"):
+    with pytest.raises(
+        cost.CostError,
+        match=r"^8\.8 GB will be written to .*, 5.0 GB are free there: make room, or .* KN_HOME=…$",
+    ):
         cost.check_disk_space(PLAN, Store(tmp_path), TIMED)
 
 
 def test_a_timing_run_is_made_once(tmp_path):
     store = Store(tmp_path).open()
     found = timing.measured_timing(profiles.TEST, "fp32", store)
-    assert set(found["seconds"]) == set(timing.METHODS) and all(0 < value < 60 for value in found["seconds"].values())
+    assert set(found["seconds"]) == set(timing.METHODS) and all(
+        0 < value < 60 for value in found["seconds"].values()
+    )
     assert found["bytes"]["teacher"] == 4 * 1796096  # parameters of mini's GPT-2, float32
     (kept,) = tmp_path.glob("timing-*.json")
     kept.write_text(json.dumps({**found, "device": "read back"}))
     assert timing.measured_timing(profiles.TEST, "fp32", store)["device"] == "read back"
-    other = dataclasses.replace(profiles.TEST, pretrain=dataclasses.replace(profiles.TEST.pretrain, batch_size=8))
+    other = dataclasses.replace(
+        profiles.TEST, pretrain=dataclasses.replace(profiles.TEST.pretrain, batch_size=8)
+    )
     assert timing.measured_timing(other, "fp32", store)["tokens"]["lm"] == 8 * 128
 
 

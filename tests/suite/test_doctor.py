@@ -19,18 +19,27 @@ def test_the_paper_profile_wants_a_mirror(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KN_HOME", str(tmp_path / "store"))
     monkeypatch.delenv("KN_MIRROR", raising=False)
     assert doctor.main("paper") == 1
-    assert "is no mirror (mirror.json is missing): make one with `python -m kn mirror" in capsys.readouterr().out
+    assert (
+        "is no mirror (mirror.json is missing): make one with `python -m kn mirror" in capsys.readouterr().out
+    )
 
 
 def test_missing_and_other_packages(tmp_path):
     path = tmp_path / "requirements.txt"
     path.write_text("torch==2.13.0\nno-such-package==1.0\n")
     kind, text = doctor.check_pins(path)
-    assert kind == "error" and "1 pinned packages are missing (no-such-package)" in text and "pip install -r requirements.txt" in text
+    assert (
+        kind == "error"
+        and "1 pinned packages are missing (no-such-package)" in text
+        and "pip install -r requirements.txt" in text
+    )
     path.write_text('no-such-package==1.0; sys_platform == "plan9"\n')
     assert doctor.check_pins(path)[0] == "ok"  # a marker says where a pin holds
     path.write_text('no-such-package==1.0; python_version >= "3.11"\n')
-    assert doctor.check_pins(path) == ("error", doctor.check_pins(path)[1]) and "(no-such-package)" in doctor.check_pins(path)[1]
+    assert (
+        doctor.check_pins(path) == ("error", doctor.check_pins(path)[1])
+        and "(no-such-package)" in doctor.check_pins(path)[1]
+    )
     path.write_text("pytest==0.1\n")
     kind, text = doctor.check_pins(path)
     assert kind == "warning" and "1 packages differ from the pins" in text and "(pinned 0.1)" in text

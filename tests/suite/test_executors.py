@@ -1,4 +1,4 @@
-"""Stages as jobs of a cluster: the same results as local processes, lost jobs done again, errors in one line."""
+"""Stages as jobs of a cluster: results of local processes, lost jobs done again, errors in one line."""
 
 import dataclasses
 import json
@@ -19,7 +19,13 @@ PLAN = stages.plan_stages(profiles.TEST, tables=(3,))[0]
 
 def metrics(store):
     """Of every stage, without what the clock or the machine decides."""
-    return {item.path: json.dumps({k: v for k, v in store.metrics(item).items() if k not in ("hours", "seconds", "hardware")}, sort_keys=True) for item in PLAN}
+    return {
+        item.path: json.dumps(
+            {k: v for k, v in store.metrics(item).items() if k not in ("hours", "seconds", "hardware")},
+            sort_keys=True,
+        )
+        for item in PLAN
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +63,35 @@ def test_a_job_that_vanishes_is_done_again(tmp_path):
 
 def test_a_failing_job_says_why_in_one_line(tmp_path):
     store = Store(tmp_path).open()
-    broken = dataclasses.replace(next(item for item in PLAN if item.kind == "shapes"), settings='{"model": {}, "compression": {}}')
-    with pytest.raises(launch.StageFailed, match=r"^1 of 1 stages failed; first shapes/all-\w+: RuntimeError: KeyError: 'vocabulary' \(finished work is kept: run again to go on\)$"):
+    broken = dataclasses.replace(
+        next(item for item in PLAN if item.kind == "shapes"), settings='{"model": {}, "compression": {}}'
+    )
+    with pytest.raises(
+        launch.StageFailed,
+        match=r"^1 of 1 stages failed; first shapes/all-\w+: RuntimeError: KeyError: 'vocabulary' "
+        r"\(finished work is kept: run again to go on\)$",
+    ):
         launch.run([broken], store, executor=executors.Submitit(store.home, cluster="local", poll=0.1))
 
 
+def test_progress_names_every_finished_stage(tmp_path):
+    """Notebooks are executed between two waits, as soon as their stages are there."""
+    seen = []
+    stages = [stage for stage in PLAN if stage.kind in ("shapes", "corpus")]
+    launch.run(stages[:1], Store(tmp_path).open(), jobs=1)
+    launch.run(stages, Store(tmp_path).open(), jobs=1, on_progress=seen.append)
+    assert seen == [{stage.path for stage in stages}]
+
+
 def test_slurm_options_are_read_and_refused():
-    assert executors.slurm_options("partition=gpu,minutes=90,gpus=1") == {"slurm_partition": "gpu", "timeout_min": 90, "gpus_per_node": 1}
+    assert executors.slurm_options("partition=gpu,minutes=90,gpus=1") == {
+        "slurm_partition": "gpu",
+        "timeout_min": 90,
+        "gpus_per_node": 1,
+    }
     for text, message in {
-        "queue=x": "--slurm 'queue=x' is not understood: allowed are partition=…, account=…, qos=…, constraint=…, minutes=…, gpus=…, cpus=…, memory_gb=…, at_once=…, joined by commas",
+        "queue=x": "--slurm 'queue=x' is not understood: allowed are partition=…, account=…, qos=…, "
+        "constraint=…, minutes=…, gpus=…, cpus=…, memory_gb=…, at_once=…, joined by commas",
         "minutes=soon": "--slurm minutes=soon: an integer of at least 1 is needed",
     }.items():
         with pytest.raises(ValueError) as error:

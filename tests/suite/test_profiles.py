@@ -19,7 +19,11 @@ def test_overrides_reach_their_field():
     [
         ("huge", (), "profile 'huge' is unknown: allowed are mini, midi, paper, test"),
         ("mini", ("teacher.steps=5",), "--set teacher.steps: the pretrained models of mini are not trained"),
-        ("mini", ("pretrain.batchsize=3",), "'pretrain.batchsize' is unknown: did you mean pretrain.batch_size"),
+        (
+            "mini",
+            ("pretrain.batchsize=3",),
+            "'pretrain.batchsize' is unknown: did you mean pretrain.batch_size",
+        ),
         ("mini", ("pretrain=3",), "--set key 'pretrain' is unknown"),
         ("mini", ("name=x",), "--set key 'name' is unknown"),
         ("mini", ("pretrain.batch_size",), "is not of the form key=value"),

@@ -20,8 +20,21 @@ from kn.suite.store import StoreError
 
 def kn(*arguments, home, timeout=300, **environment):
     """python -m kn with its own store and report folder."""
-    variables = {**os.environ, "KN_HOME": str(home / "store"), "KN_REPORTS": str(home / "reports"), "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run([sys.executable, "-m", "kn", *arguments], capture_output=True, text=True, cwd=ROOT, env=variables, timeout=timeout)
+    variables = {
+        **os.environ,
+        "KN_HOME": str(home / "store"),
+        "KN_REPORTS": str(home / "reports"),
+        "PYTHONPATH": str(ROOT),
+        **environment,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "kn", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=variables,
+        timeout=timeout,
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,7 +42,11 @@ def kn(*arguments, home, timeout=300, **environment):
     [
         (["--profile", "huge"], "profile 'huge' is unknown: allowed are mini, midi, paper, test"),
         (["--only", "9"], "table 9 does not exist: allowed are 1 to 7, beyond, claims"),
-        (["--only", "4,below"], "'4,below' is not a list of table numbers: allowed are 1 to 7, beyond and claims, as in --only 4,5,beyond"),
+        (
+            ["--only", "4,below"],
+            "'4,below' is not a list of table numbers: allowed are 1 to 7, beyond and claims, as in "
+            "--only 4,5,beyond",
+        ),
         (["--only", "four"], "'four' is not a list of table numbers"),
         (["--seeds", "0"], "'0' is not a whole number of at least 1"),
         (["--set", "pretrain.batchsize=3"], "did you mean pretrain.batch_size"),
@@ -42,7 +59,10 @@ def kn(*arguments, home, timeout=300, **environment):
         (["--wheels"], "unrecognized arguments: --wheels"),
         (["compare", "here", "there"], "here"),
         (["--profile", "paper"], "is no mirror (mirror.json is missing): make one with `python -m kn mirror"),
-        (["--glue-scores", "scores.csv"], "--glue-scores is for the paper profile: mini scores its test sets itself"),
+        (
+            ["--glue-scores", "scores.csv"],
+            "--glue-scores is for the paper profile: mini scores its test sets itself",
+        ),
     ],
 )
 def test_refusals(tmp_path, arguments, message):
@@ -60,10 +80,28 @@ def test_dry_run_lists_costs_and_runs_nothing(tmp_path):
     assert "in all about" in result.stdout
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--profile", "test"]])
+def test_help_and_the_plan_import_no_model_library(tmp_path, arguments):
+    known_speed(tmp_path, profiles.TEST)
+    code = "import sys; sys.argv[:] = ['-m', *sys.argv[1:]]; import kn.__main__ as command\n"
+    code += (
+        "try: command.main(sys.argv[1:])\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    variables = {**os.environ, "KN_HOME": str(tmp_path / "store"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 def test_unwritable_store(tmp_path):
     (tmp_path / "store").write_text("a file, not a folder")
     result = kn("--profile", "test", "--only", "1", home=tmp_path)
-    assert result.returncode == 2 and "cannot be written" in result.stderr and "KN_HOME" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        result.returncode == 2
+        and "cannot be written" in result.stderr
+        and "KN_HOME" in result.stderr
+        and "Traceback" not in result.stderr
+    )
 
 
 def test_unwritable_reports(tmp_path):
@@ -71,7 +109,12 @@ def test_unwritable_reports(tmp_path):
     (tmp_path / "reports").write_text("a file, not a folder")
     result = kn("--profile", "test", "--only", "1", home=tmp_path)
     lines = result.stderr.splitlines()
-    assert result.returncode == 2 and len(lines) == 1 and "could not be written" in lines[0] and "KN_REPORTS" in lines[0]
+    assert (
+        result.returncode == 2
+        and len(lines) == 1
+        and "could not be written" in lines[0]
+        and "KN_REPORTS" in lines[0]
+    )
     assert not list((tmp_path / "store").glob("*/*"))
 
 
@@ -91,7 +134,11 @@ def test_damaged_assets(tmp_path, what, message):
 
 def finished(home):
     """Finished stages of a store: folder → when its manifest was written."""
-    return {p.parent.name: p.stat().st_mtime_ns for p in (home / "store").glob("*/*/manifest.json") if not p.parent.name.endswith(".tmp")}
+    return {
+        p.parent.name: p.stat().st_mtime_ns
+        for p in (home / "store").glob("*/*/manifest.json")
+        if not p.parent.name.endswith(".tmp")
+    }
 
 
 def metrics(home):
@@ -99,7 +146,9 @@ def metrics(home):
     found = {}
     for path in (home / "store").glob("*/*/metrics.json"):
         if not path.parent.name.endswith(".tmp"):
-            found[path.parent.name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("hours", "seconds")}
+            found[path.parent.name] = {
+                k: v for k, v in json.loads(path.read_text()).items() if k not in ("hours", "seconds")
+            }
     return found
 
 
@@ -117,10 +166,22 @@ def undisturbed(tmp_path_factory):
 
 def test_a_run_leaves_tables_and_run_json(undisturbed):
     folder = undisturbed / "reports" / "test"
-    for name in ("table3.csv", "table3.html", "table4.csv", "table4.html", "table4.ipynb", "index.html", "run.json"):
+    for name in (
+        "table3.csv",
+        "table3.html",
+        "table4.csv",
+        "table4.html",
+        "table4.ipynb",
+        "index.html",
+        "run.json",
+    ):
         assert (folder / name).stat().st_size > 100, name
     run = json.loads((folder / "run.json").read_text())
-    assert run["stages"] == run["finished"] and run["environment"]["packages"]["torch"] and run["peak_bytes_of_a_stage"] > 0
+    assert (
+        run["stages"] == run["finished"]
+        and run["environment"]["packages"]["torch"]
+        and run["peak_bytes_of_a_stage"] > 0
+    )
     header = (folder / "table4.csv").read_text().splitlines()[0]
     assert header == "table,row,column,metric,paper,ours,sd,n,delta,verdict,unit,stage"
 
@@ -129,18 +190,32 @@ def test_a_second_run_makes_nothing(undisturbed):
     before = finished(undisturbed)
     started = time.monotonic()
     result = kn(*TABLES, home=undisturbed)
-    assert result.returncode == 0 and finished(undisturbed) == before and result.stdout.count("unchanged") == 2
+    assert (
+        result.returncode == 0 and finished(undisturbed) == before and result.stdout.count("unchanged") == 2
+    )
     assert time.monotonic() - started < 60
 
 
 def test_killed_five_times_and_taken_up_again(undisturbed, tmp_path):
-    """After each SIGKILL what was finished stays as it is and is not made again; the end is that of a run nobody disturbed."""
-    variables = {**os.environ, "KN_HOME": str(tmp_path / "store"), "KN_REPORTS": str(tmp_path / "reports"), "PYTHONPATH": str(ROOT)}
+    """After each SIGKILL finished stages stay; the end is that of an undisturbed run."""
+    variables = {
+        **os.environ,
+        "KN_HOME": str(tmp_path / "store"),
+        "KN_REPORTS": str(tmp_path / "reports"),
+        "PYTHONPATH": str(ROOT),
+    }
     moments = random.Random(0)
     known_speed(tmp_path, profiles.TEST)
     for _ in range(5):
         before = finished(tmp_path)
-        process = subprocess.Popen([sys.executable, "-m", "kn", *TABLES], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=variables, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kn", *TABLES],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+            env=variables,
+            start_new_session=True,
+        )
         time.sleep(moments.uniform(1, 15))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -158,7 +233,11 @@ def test_killed_five_times_and_taken_up_again(undisturbed, tmp_path):
 def test_a_failing_stage_is_named_and_the_rest_goes_on(undisturbed, tmp_path):
     """The fine-tunings of Table 4 fail, a pre-training that was missing is made all the same."""
     shutil.copytree(undisturbed / "store", tmp_path / "store", symlinks=True)
-    (pretrained,) = (p for p in (tmp_path / "store" / "pretrain").iterdir() if p.name.startswith("web-lm_kd") and p.is_dir() and not p.is_symlink())
+    (pretrained,) = (
+        p
+        for p in (tmp_path / "store" / "pretrain").iterdir()
+        if p.name.startswith("web-lm_kd") and p.is_dir() and not p.is_symlink()
+    )
     shutil.rmtree(pretrained)
     result = kn(*TABLES, "--set", "finetune_lm.learning_rate=1e30", home=tmp_path)
     assert result.returncode == 1
@@ -178,17 +257,37 @@ def shell(folder, *arguments, **environment):
     old.chmod(0o755)
     for name in ("run_all.sh", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
-    return subprocess.run([tools / "bash", "run_all.sh", *arguments], cwd=folder, env={"PATH": str(tools), **environment}, capture_output=True, text=True)
+    return subprocess.run(
+        [tools / "bash", "run_all.sh", *arguments],
+        cwd=folder,
+        env={"PATH": str(tools), **environment},
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({}, "error: Python 3.11, 3.12 or 3.13 is needed, found Python 3.8.20: install one, or name an environment with KN_PYTHON=/path/to/python"),
-        ({"KN_PYTHON": "/nowhere/python"}, "error: KN_PYTHON=/nowhere/python is not a Python that can be run"),
-        ({"KN_PYTHON": "python3"}, "error: KN_PYTHON=python3 is Python 3.8.20: Python 3.11 or newer is needed"),
+        (
+            {},
+            "error: Python 3.11, 3.12 or 3.13 is needed, found Python 3.8.20: install one, or name an "
+            "environment with KN_PYTHON=/path/to/python",
+        ),
+        (
+            {"KN_PYTHON": "/nowhere/python"},
+            "error: KN_PYTHON=/nowhere/python is not a Python that can be run",
+        ),
+        (
+            {"KN_PYTHON": "python3"},
+            "error: KN_PYTHON=python3 is Python 3.8.20: Python 3.11 or newer is needed",
+        ),
     ],
 )
 def test_a_python_that_will_not_do(tmp_path, environment, message):
     result = shell(tmp_path, **environment)
-    assert result.returncode == 2 and result.stderr.splitlines() == [message] and not (tmp_path / ".venv").exists()
+    assert (
+        result.returncode == 2
+        and result.stderr.splitlines() == [message]
+        and not (tmp_path / ".venv").exists()
+    )
