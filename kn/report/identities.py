@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kn import KnGPT2Config, KnGPT2LMHeadModel, KroneckerEmbedding, KroneckerSpec, nearest_kronecker
 
@@ -89,7 +90,7 @@ def dimensions() -> Result:
     """Every layer of KnGPT2 at the paper's size has as many outputs as GPT-2's."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    def widths(model: nn.Module) -> list[int]:
+    def widths(model: Any) -> list[int]:
         names = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
         layers = [block.get_submodule(name) for block in model.transformer.h for name in names]
         return [model.transformer.wte.embedding_dim, *map(_out_features, layers)]
@@ -103,7 +104,7 @@ def dimensions() -> Result:
     return left == right, float(equal), f"of {len(right)} widths"
 
 
-def _out_features(layer: nn.Module) -> int:
+def _out_features(layer: Any) -> int:
     """Outputs of a Conv1D, a (Kronecker) linear layer, or several linear layers side by side."""
     if hasattr(layer, "nf"):
         return layer.nf

@@ -79,7 +79,7 @@ def trends(records: list[dict]) -> pandas.DataFrame:
             ordering = f"{GLUE_ROWS[left]} {words} {GLUE_ROWS[right]}, points"
             claim = f"Table {number}, GLUE {split} average: {ordering}"
             ours = [average(records, row, split, tasks) for row in (left, right)]
-            lines.append(compare(claim, *ours, round(means[0] - means[1], 2), side, False))
+            lines.append(compare(claim, ours[0], ours[1], round(means[0] - means[1], 2), side, False))
 
     mnli = {
         key: select_metric(records, "dev.f1", "finetune_glue", row=f"ablation_{key}", task="mnli").values

@@ -24,7 +24,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "grid.color": GREY + "55", "grid.linewidth": 0.5,
 }
-ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0}  # a legend over the axes
+ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0}  # a legend over the axes
 HEIGHTS = {"alignment": 3.8, "compression": 4.6, "speed": 6}  # inches; the others have 3.3
 
 

@@ -24,7 +24,8 @@ def test_every_printed_cell_is_there_once(table):
 
 def test_known_sums():
     """Sums counted by hand from the paper's pages, so that a mistyped digit is noticed."""
-    total = {table: sum((Decimal(v) for v in printed(table)["value"] if value_of(v) is not None), Decimal()) for table in (2, 3, 4, 5, 6, 7)}
+    total = {table: sum((Decimal(v) for v in printed(table)["value"] if value_of(v) is not None), Decimal())
+             for table in (2, 3, 4, 5, 6, 7)}
     assert total[2] == Decimal("1") + Decimal("0.00025") + 16 + Decimal("0.00002") + 3 + Decimal("0.12")
     assert total[3] == 124 + 82 + 83 + Decimal("6.5") + 40 + 38 + Decimal("3.2")
     assert total[4] == Decimal("63.0")
@@ -54,7 +55,8 @@ def test_the_value_stands_in_its_quote():
 def test_erratum_is_noted_for_every_embedding_shape():
     frame = printed(1)
     wrong = frame[frame["value"].str.contains("50527")]
-    assert len(wrong) == 3 and set(wrong["note"].str.extract(r"(erratum: \d+ stands for \d+)")[0]) == {"erratum: 50527 stands for 50257"}
+    assert len(wrong) == 3
+    assert set(wrong["note"].str.extract(r"(erratum: \d+ stands for \d+)")[0]) == {"erratum: 50527 stands for 50257"}
 
 
 @pytest.mark.parametrize("table", CELLS)
@@ -73,4 +75,5 @@ def test_unknown_table(table):
 
 
 def test_numbers_of_printed_texts():
-    assert [value_of(text) for text in ("28608", "65.0", "2e-5", ">90", "768×768")] == [28608, 65.0, 2e-05, None, None]
+    assert [value_of(text)
+            for text in ("28608", "65.0", "2e-5", ">90", "768×768")] == [28608, 65.0, 2e-05, None, None]

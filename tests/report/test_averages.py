@@ -29,4 +29,5 @@ def test_nothing_run_gives_nothing():
 def test_page_and_csv(tmp_path):
     report.write_table(5, make(3), "mini", tmp_path)
     text = (tmp_path / "table5.html").read_text()
-    assert "95 % over tasks and seeds" in text and "table5_averages.csv" in text and (tmp_path / "table5_averages.csv").is_file()
+    assert "95 % over tasks and seeds" in text and "table5_averages.csv" in text
+    assert (tmp_path / "table5_averages.csv").is_file()

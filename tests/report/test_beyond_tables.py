@@ -17,7 +17,9 @@ def perplexity(web, wiki):
 
 
 def record(stage, metrics, **fields):
-    return {"stage": stage, "fields": fields, "metrics": metrics, "path": f"{stage}/{'-'.join(map(str, fields.values()))}-0", "provenance": {"device": "a machine", "wall_seconds": 1, "peak_bytes": 1}}
+    return {"stage": stage, "fields": fields, "metrics": metrics,
+            "path": f"{stage}/{'-'.join(map(str, fields.values()))}-0",
+            "provenance": {"device": "a machine", "wall_seconds": 1, "peak_bytes": 1}}
 
 
 def spec_of(spec):
@@ -28,22 +30,32 @@ def spec_of(spec):
 def records():
     """Teacher 30 / 40; SVD start 3,000, after everything 60; aligned start 34.5 / 50 and a little better with training; seeds differ by 1 %."""
     sizes = {"parameters": {"without_head": 1_200_000, "total": 1_800_000}}
-    found = [record("pretrained", {"perplexity": perplexity(30.0, 40.0), **sizes}, model=model) for model in ("teacher", "baseline")]
+    found = [record("pretrained", {"perplexity": perplexity(30.0, 40.0), **sizes}, model=model)
+             for model in ("teacher", "baseline")]
     found.append(record("decompose", {"perplexity": perplexity(3000.0, 4000.0), **sizes}))
     for seed in SEEDS:
         near = 1 + 0.01 * seed
         ingredients = {"embedding alone": perplexity(31.0 * near, 41.0 * near)}
-        found.append(record("aligned", {"perplexity": perplexity(34.5 * near, 50.0 * near), "ingredients": ingredients, "seconds": 9.0}, seed=seed))
+        found.append(record("aligned", {"perplexity": perplexity(34.5 * near, 50.0 * near),
+                                        "ingredients": ingredients, "seconds": 9.0}, seed=seed))
         for share in (0.1, 3.0):
-            found.append(record("heal", {"perplexity": perplexity(400.0 * near / share, 500.0 * near), "tokens": 12000}, start="svd", share=share, seed=seed))
-            found.append(record("heal", {"perplexity": perplexity(34.0 * near, 49.0 * near), "tokens": 12000}, start="aligned", share=share, seed=seed))
-        found.append(record("pretrain", {"perplexity": perplexity(60.0 * near, 45.0 * near), "tokens": 120_000}, on="web", objective="lm_kd", seed=seed))
-        for row, score in (("teacher", 80.0), ("svd@0", 60.0), ("svd@0.1", 70.0), ("student", 75.0), ("aligned@0", 72.0), ("aligned@0.1", 72.0)):
-            found += [record("finetune_glue", {"dev": {"headline": score + seed + shift}}, row=row, task=task, seed=seed) for shift, task in enumerate(("rte", "mnli"))]
+            found.append(record("heal", {"perplexity": perplexity(400.0 * near / share, 500.0 * near),
+                                         "tokens": 12000}, start="svd", share=share, seed=seed))
+            found.append(record("heal", {"perplexity": perplexity(34.0 * near, 49.0 * near), "tokens": 12000},
+                                start="aligned", share=share, seed=seed))
+        found.append(record("pretrain", {"perplexity": perplexity(60.0 * near, 45.0 * near),
+                                         "tokens": 120_000}, on="web", objective="lm_kd", seed=seed))
+        for row, score in (("teacher", 80.0), ("svd@0", 60.0), ("svd@0.1", 70.0), ("student", 75.0),
+                           ("aligned@0", 72.0), ("aligned@0.1", 72.0)):
+            found += [record("finetune_glue", {"dev": {"headline": score + seed + shift}}, row=row, task=task,
+                             seed=seed) for shift, task in enumerate(("rte", "mnli"))]
         for method, spec in kinds.COMPRESSION_GRID:
             value = {"aligned": 50.0, "svd": 5000.0, "narrow": 50.0, "lowrank": 60.0}[method] * near
             found.append(
-                record("compressed", {"start": {"perplexity": perplexity(value, value)}, "perplexity": perplexity(value / 2, value / 2), **sizes}, method=method, spec=spec_of(spec), seed=seed)
+                record("compressed",
+                       {"start": {"perplexity": perplexity(value, value)},
+                        "perplexity": perplexity(value / 2, value / 2), **sizes}, method=method,
+                        spec=spec_of(spec), seed=seed)
             )
     return found
 
@@ -57,11 +69,15 @@ def test_alignment_table(records):
     frame = report.beyond_table("beyond_alignment", records)
     assert list(frame.columns) == report.COLUMNS and set(frame["table"]) == {"beyond_alignment"}
     start = "Aligned start: all, dense layers corrected"
-    assert cell(frame, start, "web text (calibration)").ours == pytest.approx(34.5 * 1.01, rel=1e-5) and cell(frame, start, "web text (calibration)").n == 3
-    assert cell(frame, start, "times the teacher's, web text").ours == pytest.approx(34.5 * 1.01 / 30, rel=1e-5)
-    assert cell(frame, "Aligned: embedding alone", "wiki text (another domain)").ours == pytest.approx(41 * 1.01, rel=1e-5)
+    assert cell(frame, start, "web text (calibration)").ours == pytest.approx(34.5 * 1.01, rel=1e-5)
+    assert cell(frame, start, "web text (calibration)").n == 3
+    assert cell(frame, start,
+                "times the teacher's, web text").ours == pytest.approx(34.5 * 1.01 / 30, rel=1e-5)
+    assert cell(frame, "Aligned: embedding alone",
+                "wiki text (another domain)").ours == pytest.approx(41 * 1.01, rel=1e-5)
     assert cell(frame, "SVD start + 1 of the light pre-training", "thousand tokens").ours == 120
-    assert cell(frame, "SVD start + 1 of the light pre-training", "MNLI, fine-tuned").ours == 77  # Table 5's KnGPT2
+    # Table 5's KnGPT2
+    assert cell(frame, "SVD start + 1 of the light pre-training", "MNLI, fine-tuned").ours == 77
     assert cell(frame, "Aligned start + 0.1 of the light pre-training", "RTE, fine-tuned").ours == 73
     assert not ((frame["row"] == "Aligned start + 3 of the light pre-training") & frame["column"].str.contains("RTE")).any()
     assert frame["paper"].isna().all()
@@ -70,12 +86,16 @@ def test_alignment_table(records):
 def test_alignment_claims(records):
     claims = report.beyond_claims("beyond_alignment", records).set_index("claim")
     web, wiki = (claims.loc[f"Before training, {name}: aligned start at most 1.2 times the teacher's perplexity, ratio"] for name in beyond.DOMAINS.values())
-    assert web.verdict == "held" and web.ours == pytest.approx(34.5 / 30 * math.exp(sum(map(math.log, (1, 1.01, 1.02))) / 3), rel=1e-4) and wiki.verdict == "not held"
+    assert web.verdict == "held"
+    assert web.ours == pytest.approx(34.5 / 30 * math.exp(sum(map(math.log, (1, 1.01, 1.02))) / 3), rel=1e-4)
+    assert wiki.verdict == "not held"
     assert claims.loc["Before training, web text (calibration): aligned below SVD start, ratio"].verdict == "held"
     needed = [claims.loc[f"Share of the light pre-training after which the aligned start is as good as the SVD start after all of it, {name}: at most 0.1"] for name in beyond.DOMAINS.values()]
-    assert needed[0].verdict == "held" and needed[0].ours == 0 and needed[1].verdict == "not run"  # 49 never reaches 45
+    assert needed[0].verdict == "held" and needed[0].ours == 0
+    assert needed[1].verdict == "not run"  # 49 never reaches 45
     scores = [claim for claim in claims.index if "fine-tuned on" in claim]
-    assert scores == [f"{when}, fine-tuned on RTE, MNLI: aligned above SVD start, points" for when in ("Before training", "After 0.1 of the light pre-training")]
+    assert scores == [f"{when}, fine-tuned on RTE, MNLI: aligned above SVD start, points"
+                      for when in ("Before training", "After 0.1 of the light pre-training")]
     assert claims.loc[scores[0]].ours == 12 and claims.loc[scores[0]].verdict == "held"
 
 
@@ -93,13 +113,16 @@ def test_a_bound_is_held_by_the_whole_interval():
 def test_compression(records):
     frame = report.beyond_table("beyond_compression", records)
     row = beyond.title("aligned", {"layers": "odd", "factor": 2})
-    assert row == "Aligned start, odd layers, factor 2" and cell(frame, row, "parameters").ours == 1.2 and cell(frame, row, "parameters in all").ours == 1.8
-    assert cell(frame, row, "as made, web").ours == pytest.approx(50.5) and cell(frame, row, "trained, wiki").ours == pytest.approx(25.25)
+    assert row == "Aligned start, odd layers, factor 2" and cell(frame, row, "parameters").ours == 1.2
+    assert cell(frame, row, "parameters in all").ours == 1.8
+    assert cell(frame, row, "as made, web").ours == pytest.approx(50.5)
+    assert cell(frame, row, "trained, wiki").ours == pytest.approx(25.25)
     assert len(set(frame["row"])) == len(kinds.COMPRESSION_GRID) + 2
     claims = report.beyond_claims("beyond_compression", records).set_index("claim")
     assert claims.loc["Odd layers, factor 2, as made, web text: aligned start below low-rank products, ratio"].verdict == "held"
     narrow = [claim for claim in claims.index if "narrow" in claim]
-    assert narrow and all("after a short training" in claim for claim in narrow)  # the same function before it
+    assert narrow
+    assert all("after a short training" in claim for claim in narrow)  # the same function before it
     assert not (claims.loc[narrow, "verdict"] == "held").any()
 
 
@@ -107,16 +130,19 @@ def test_pages_and_plots(records, tmp_path):
     for name in kinds.BEYOND:
         report.write_beyond(name, records, "mini", tmp_path)
         page = (tmp_path / f"{name}.html").read_text()
-        assert table_registry.TABLES[name].title in page and "<svg" in page and "not run" not in page.split("<h2>")[0] and (tmp_path / f"{name}_claims.csv").exists()
+        assert table_registry.TABLES[name].title in page and "<svg" in page
+        assert "not run" not in page.split("<h2>")[0] and (tmp_path / f"{name}_claims.csv").exists()
     index = report.write_index(records, "mini", tmp_path).read_text()
     assert all(f'id="{name}"' in index for name in kinds.BEYOND)
     assert 'id="beyond' not in report.write_index(records[:2], "mini", tmp_path).read_text()
     figure = report.plot("beyond_alignment", records)
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0", "0.1", "1", "3"]
-    assert all(text.get_text() == "not run" for axis in report.plot("beyond_compression", []).axes for text in axis.texts)
+    assert all(text.get_text() == "not run" for axis in report.plot("beyond_compression", []).axes
+               for text in axis.texts)
 
 
 @pytest.mark.parametrize("function", ["beyond_table", "beyond_claims"])
 def test_an_unknown_name(function):
-    with pytest.raises(ValueError, match="^'beyond_size' is not a notebook beyond the tables: allowed are beyond_alignment and beyond_compression$"):
+    with pytest.raises(ValueError,
+                       match="^'beyond_size' is not a notebook beyond the tables: allowed are beyond_alignment and beyond_compression$"):
         getattr(report, function)("beyond_size", [])

@@ -38,7 +38,8 @@ def test_all_notebooks_are_there():
 def test_valid_with_the_metadata_papermill_needs(name):
     notebook = read(name)
     nbformat.validate(notebook)
-    assert notebook.metadata.kernelspec.name == "python3" and notebook.metadata.kernelspec.language == "python"
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.metadata.kernelspec.language == "python"
     assert notebook.metadata.language_info.name == "python"
     assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
 
@@ -56,13 +57,15 @@ def test_thin(name):
     cells = code_cells(read(name))
     for cell in cells:
         assert len(cell.source.splitlines()) <= 12
-        assert not [node for node in ast.walk(python(cell)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda)]
+        assert not [node for node in ast.walk(python(cell))
+                    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda)]
     assert median(len(cell.source.splitlines()) for cell in cells) <= 6
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_at_least_one_cell_is_compared(name):
-    checked = [cell for cell in code_cells(read(name)) if cell.outputs and cell.execution_count and "nbval-ignore-output" not in tags(cell)]
+    checked = [cell for cell in code_cells(read(name)) if cell.outputs and cell.execution_count
+               and "nbval-ignore-output" not in tags(cell)]
     assert checked, f"{name}.ipynb has no cell with outputs that nbval compares: execute it and commit its outputs"
 
 
@@ -72,7 +75,8 @@ def test_committed_outputs_are_clean(name):
         for output in cell.outputs:
             assert output.output_type != "error", f"{name}.ipynb was committed with a traceback"
             text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
-            assert not re.search(r"/(?:home|root|tmp|Users)/", text), f"{name}.ipynb shows a path of the machine it ran on"
+            assert not re.search(r"/(?:home|root|tmp|Users)/",
+                                 text), f"{name}.ipynb shows a path of the machine it ran on"
 
 
 @pytest.mark.parametrize("number", range(1, 8))
@@ -85,5 +89,6 @@ def test_each_notebook_makes_its_own_table(number):
 @pytest.mark.parametrize("name", BEYOND)
 def test_each_notebook_beyond_the_tables_makes_its_own(name):
     source = "\n".join(cell.source for cell in code_cells(read(name)))
-    assert f'tables=["{name}"]' in source and f'report.beyond_table("{name}", records)' in source and f'report.beyond_claims("{name}", records)' in source
+    assert f'tables=["{name}"]' in source and f'report.beyond_table("{name}", records)' in source
+    assert f'report.beyond_claims("{name}", records)' in source
     assert f'report.write_beyond("{name}", records, profile, stages.report_folder(profile))' in source

@@ -12,7 +12,8 @@ from test_report import make
 from kn import report
 from kn.report import pages
 
-PAGES = ["index", "claims", "how", "failed", "records", "table3", "table5", "beyond_alignment", "beyond_compression"]
+PAGES = ["index", "claims", "how", "failed", "records", "table3", "table5", "beyond_alignment",
+         "beyond_compression"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,8 @@ def opened(browser, path, width=1200, scheme="light"):
     """(page, its console's complaints, what it asked for beside itself)."""
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page, complaints, asked = context.new_page(), [], []
-    page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("console",
+            lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(path.as_uri())
@@ -49,13 +51,15 @@ def test_quiet_self_contained_and_narrow(browser, site, name):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["../index", "index", "claims", "how", "failed", "table5", "beyond_compression"])
+@pytest.mark.parametrize("name",
+                         ["../index", "index", "claims", "how", "failed", "table5", "beyond_compression"])
 def test_axe_finds_nothing(browser, site, name, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
     page, _, _ = opened(browser, (site / "mini" / f"{name}.html").resolve(), scheme=scheme)
     found = Axe().run(page).response["violations"]
-    assert not found, [(item["id"], item["help"], [node["html"][:160] for node in item["nodes"][:2]]) for item in found]
+    assert not found, [(item["id"], item["help"], [node["html"][:160] for node in item["nodes"][:2]])
+                       for item in found]
     page.context.close()
 
 
@@ -80,7 +84,8 @@ def test_verdicts_are_told_without_colour(browser, site):
         signs.setdefault(word, set()).add(sign)
         assert text.endswith(word)
     assert len(shown) > 80 and all(len(kinds) == 1 for kinds in signs.values())
-    known = [word for word in ("reproduced", "not reproduced", "undecided", "not testable here") if word in signs]
+    known = [word
+             for word in ("reproduced", "not reproduced", "undecided", "not testable here") if word in signs]
     assert len({next(iter(signs[word])) for word in known}) == len(known) >= 3
     page.context.close()
 
@@ -101,7 +106,8 @@ def test_a_number_leads_to_its_stage(browser, site):
     page.click("tbody a.ours >> nth=0")
     place = page.url.partition("#")[2]
     text = page.evaluate("id => document.getElementById(id).nextElementSibling.textContent", place)
-    assert place.startswith("finetune_glue-teacher-cola") and all(word in text for word in ("./run_all.sh", "commit", "settings", "device", "inputs"))
+    assert place.startswith("finetune_glue-teacher-cola")
+    assert all(word in text for word in ("./run_all.sh", "commit", "settings", "device", "inputs"))
     page.context.close()
 
 
@@ -115,7 +121,8 @@ def test_negative_results_are_taken_from_the_log():
 
 
 def test_how_it_was_made_says_the_command():
-    text = pages.how_page(make(2), "midi", {"seeds": 3, "tables": [4, 5], "overrides": ["readings.direction=teacher_student"]})
+    text = pages.how_page(make(2), "midi",
+                          {"seeds": 3, "tables": [4, 5], "overrides": ["readings.direction=teacher_student"]})
     assert "./run_all.sh --profile midi --only 4,5 --seeds 3 --set readings.direction=teacher_student" in text
 
 

@@ -11,7 +11,9 @@ from kn.report.statistics import interval, paired, two_way_interval
 
 def drawn(generator, tasks=7, seeds=5, task_sd=2.0, seed_sd=1.0, rest_sd=1.0):
     """A table of values around 0 with effects of task, seed and neither, as {task: {seed: value}}."""
-    table = generator.normal(0, task_sd, (tasks, 1)) + generator.normal(0, seed_sd, (1, seeds)) + generator.normal(0, rest_sd, (tasks, seeds))
+    table = generator.normal(0, task_sd,
+                             (tasks,
+                              1)) + generator.normal(0, seed_sd, (1, seeds)) + generator.normal(0, rest_sd, (tasks, seeds))
     return {f"task {i}": dict(enumerate(map(float, row))) for i, row in enumerate(table)}
 
 
@@ -45,13 +47,18 @@ def test_crossed_against_the_sums_of_squares_of_a_two_way_table():
 @pytest.mark.parametrize(("task_sd", "seed_sd"), [(2.0, 1.0), (0.0, 1.0), (2.0, 0.0), (0.0, 0.0)])
 def test_crossed_holds_the_truth_about_as_often_as_it_says(task_sd, seed_sd):
     generator, tries = numpy.random.default_rng(1), 1500
-    held = sum(low <= 0 <= high for _, low, high in (two_way_interval(drawn(generator, task_sd=task_sd, seed_sd=seed_sd)) for _ in range(tries)))
-    assert 0.93 <= held / tries <= 1.0  # 95 % less 3.5 standard errors of 1,500 tries; more where an effect is absent and its mean square is counted all the same
+    held = sum(low <= 0 <= high
+               for _, low, high in (two_way_interval(drawn(generator, task_sd=task_sd, seed_sd=seed_sd))
+                                    for _ in range(tries)))
+    # 95 % less 3.5 standard errors of 1,500 tries; more where an effect is absent and its mean square is counted all the same
+    assert 0.93 <= held / tries <= 1.0
 
 
 def test_an_interval_over_seeds_alone_misses_other_tasks():
     generator, tries = numpy.random.default_rng(2), 500
-    averages = [[sum(column) / 7 for column in zip(*(row.values() for row in drawn(generator).values()), strict=True)] for _ in range(tries)]
+    averages = [[sum(column) / 7
+                 for column in zip(*(row.values() for row in drawn(generator).values()), strict=True)]
+                 for _ in range(tries)]
     assert sum(low <= 0 <= high for _, low, high in map(interval, averages)) / tries < 0.8
 
 

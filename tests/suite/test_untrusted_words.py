@@ -52,7 +52,8 @@ def reports(written, tmp_path):
 
 
 @pytest.mark.parametrize("word", [SCRIPT, FORMULA])
-@pytest.mark.parametrize("column", ["id", "group", "claim", "quote", "paper", "ours", "unit", "note", "section"])
+@pytest.mark.parametrize("column",
+                         ["id", "group", "claim", "quote", "paper", "ours", "unit", "note", "section"])
 def test_every_cell_of_claims_csv_is_shown_as_text(reports, column, word):
     path = reports / "mini" / "claims.csv"
     frame = pandas.read_csv(path, dtype=str, keep_default_na=False)
@@ -61,7 +62,8 @@ def test_every_cell_of_claims_csv_is_shown_as_text(reports, column, word):
     text = report.write_front(reports).read_text(encoding="utf-8")
     assert word == FORMULA or harmless(text, word) is None
     if column in ("id", "group", "ours"):
-        assert word in html.unescape(text) or word.replace("-", " ") in html.unescape(text)  # shown, so this test looks at the right place
+        # shown, so this test looks at the right place
+        assert word in html.unescape(text) or word.replace("-", " ") in html.unescape(text)
 
 
 RUNS = [
@@ -100,10 +102,12 @@ def test_a_damaged_claims_csv_is_left_out_or_read(reports, number, capsys):
     path.write_bytes(DAMAGE[number](path.read_bytes()))
     assert report.write_front(reports).read_text(encoding="utf-8").endswith("</html>\n")
     said = capsys.readouterr().out
-    assert not said or (said.startswith(f"note: {path} cannot be read (") and said.endswith("is left out of the page over all profiles: run its profile again\n") and said.count("\n") == 1)
+    assert not said or (said.startswith(f"note: {path} cannot be read (")
+                        and said.endswith("is left out of the page over all profiles: run its profile again\n") and said.count("\n") == 1)
 
 
-@pytest.mark.parametrize("column", ["group", "case", "variant", "dtype", "device", "threads", "torch", "unit"])
+@pytest.mark.parametrize("column",
+                         ["group", "case", "variant", "dtype", "device", "threads", "torch", "unit"])
 def test_a_benchmark_is_shown_as_text(tmp_path, monkeypatch, column):
     from kn.report import pages, plots
 
@@ -119,11 +123,15 @@ def test_a_benchmark_is_shown_as_text(tmp_path, monkeypatch, column):
 @pytest.mark.parametrize("word", [SCRIPT, FORMULA])
 def test_words_in_records_are_text_in_pages_and_csv(whole, tmp_path, word):
     """A machine's name, a version, a setting and a path could be anything; a formula in a CSV is read back as the text it is."""
-    records = stages.records(Store(whole[0]), [item for item in PLAN if item.kind in ("shapes", "pretrained", "pretrain", "decompose", "corpus")])
+    records = stages.records(Store(whole[0]),
+                             [item for item in PLAN
+                              if item.kind in ("shapes", "pretrained", "pretrain", "decompose", "corpus")])
     for record in records:
-        record["provenance"] = {**record["provenance"], "device": word, "commit": word, "system": word, "packages": {"torch": word}}
+        record["provenance"] = {**record["provenance"], "device": word, "commit": word, "system": word,
+                                "packages": {"torch": word}}
         record["settings"], record["inputs"] = {word: word}, [word]
-        record["metrics"] = {**record["metrics"], "hardware": word, "hyper": {"optimizer": word}, "log": [{word: word}]}
+        record["metrics"] = {**record["metrics"], "hardware": word, "hyper": {"optimizer": word},
+                             "log": [{word: word}]}
     report.write_table(3, records, word, tmp_path)
     report.write_table(2, records, word, tmp_path)
     from kn.report import pages
@@ -186,7 +194,8 @@ def test_settings_run_no_code_and_stay_in_their_folder(quiet, capsys, tmp_path, 
 
 @pytest.mark.parametrize("name", ["../mini", "/etc/passwd", SCRIPT, "", "mini/../mini", "test\0", "TEST"])
 def test_names_of_profiles(quiet, capsys, name):
-    assert quiet(["--profile", name]) == 2 and said(capsys) == f"error: profile {name!r} is unknown: allowed are mini, midi, paper, test"
+    assert quiet(["--profile", name]) == 2
+    assert said(capsys) == f"error: profile {name!r} is unknown: allowed are mini, midi, paper, test"
     with pytest.raises(ValueError, match="is unknown: allowed are mini, midi, paper, test"):
         stages.make_records(name)
 
@@ -205,13 +214,15 @@ def test_tasks_of_a_notebook(quiet, only):
 
 def test_a_parameter_that_a_notebook_does_not_have(tmp_path):
     """papermill would put it in as code; it is refused before."""
-    found = notebooks.execute(ROOT / "notebooks" / "table1.ipynb", tmp_path / "table1.ipynb", {"profile": "test", SCRIPT: 1})
+    found = notebooks.execute(ROOT / "notebooks" / "table1.ipynb", tmp_path / "table1.ipynb",
+                              {"profile": "test", SCRIPT: 1})
     assert found == f"table1.ipynb has no parameter {SCRIPT!r} in its cell tagged parameters: found profile, seeds, only" and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("home", ["a\nb", "a\0b", "\x1b[31m"])
 def test_odd_names_of_stores(home):
-    with pytest.raises(StoreError, match=r"^the store .* cannot be a folder's name: choose another folder with KN_HOME=…$"):
+    with pytest.raises(StoreError,
+                       match=r"^the store .* cannot be a folder's name: choose another folder with KN_HOME=…$"):
         Store(home)
 
 
@@ -236,11 +247,14 @@ def test_relative_folders_are_the_same_in_a_notebook(tmp_path, monkeypatch):
     assert found == [f"text.file={tmp_path}/corpus.json", "text.limit=3", "text.file="]
 
 
-@pytest.mark.parametrize(("kind", "value"), [("../evil", "x"), ("demo", "../../evil"), ("demo", "/etc"), ("demo", "a\nb"), ("demo", ".hidden"), ("demo", "x" * 300), ("", "x"), ("a/b", "x")])
+@pytest.mark.parametrize(("kind", "value"),
+                         [("../evil", "x"), ("demo", "../../evil"), ("demo", "/etc"), ("demo", "a\nb"),
+                          ("demo", ".hidden"), ("demo", "x" * 300), ("", "x"), ("a/b", "x")])
 def test_a_stage_cannot_leave_the_store(tmp_path, kind, value):
     item = Stage(kind, (("name", value),), "{}")
     for call in (lambda: item.path, lambda: Store(tmp_path / "store").make(item, cheap.cheap)):
-        with pytest.raises(ValueError, match="has no name for a folder: letters, digits and punctuation other than / wanted$"):
+        with pytest.raises(ValueError,
+                           match="has no name for a folder: letters, digits and punctuation other than / wanted$"):
             call()
     assert not list(tmp_path.rglob("*evil*"))
 
@@ -249,6 +263,7 @@ def test_a_package_name_with_dots_imports_nothing(tmp_path):
     """find_spec of a dotted name would import what stands before the dot, from the folder the command was given in."""
     (tmp_path / "evil.py").write_text("open('ran', 'w')\n")
     arguments = ["-m", "kn", "corpus", "out.json", "--profile", "test", "--set", "text.web=evil.inner"]
-    made = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    made = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert made.returncode == 2 and not (tmp_path / "ran").exists()
     assert made.stderr.splitlines() == ["error: package 'evil.inner' is not installed, mini's corpus is made of its documentation: run ./run_all.sh to set up the pins"]
