@@ -46,5 +46,5 @@ def number_of(text: str) -> int | float:
     """The value of a printed cell that holds a number; ValueError for text."""
     value = value_of(text)
     if value is None:
-        raise ValueError(f"{text!r} is printed where a number is wanted")
+        raise ValueError(f"{text!r} is printed where a number is needed")
     return value

@@ -43,7 +43,7 @@ class TableBuilder:
         self, row: str, column: str, found: SeedValues, metric: str = "", unit: str = "", verdict: str = "",
         paper: Any = ...
     ) -> None:
-        """One cell: mean and standard deviation over seeds, beside the printed value or `paper`."""
+        """One cell: mean and standard deviation over seeds, with the printed value or `paper`."""
         cell = self.paper.get((row, column)) if paper is ... else None
         if cell is not None:
             number = value_of(cell.value)

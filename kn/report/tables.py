@@ -157,7 +157,7 @@ def glue(builder: TableBuilder, records: list[dict], profile: str) -> None:
     """Table 5 (development sets) or 6 (test sets): scores, averages and, in Table 5, the simple baselines."""
     split, known = "dev" if builder.table == 5 else "test", informative(records)
     if split == "test" and profile == "paper":
-        # GLUE's test labels are hidden: the submission files are beside each stage
+        # GLUE's test labels are hidden: the submission files are in the score stages
         builder.missing = "server only"
     verdicts = {task: "" if task in known else "uninformative" for task in TASKS}
     more_metrics = []

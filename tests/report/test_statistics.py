@@ -11,9 +11,8 @@ from kn.report.statistics import interval, paired, two_way_interval
 
 def drawn(generator, tasks=7, seeds=5, task_sd=2.0, seed_sd=1.0, rest_sd=1.0):
     """A table of values around 0 with effects of task, seed and neither, as {task: {seed: value}}."""
-    table = generator.normal(0, task_sd,
-                             (tasks,
-                              1)) + generator.normal(0, seed_sd, (1, seeds)) + generator.normal(0, rest_sd, (tasks, seeds))
+    table = generator.normal(0, task_sd, (tasks, 1)) + generator.normal(0, seed_sd, (1, seeds))
+    table = table + generator.normal(0, rest_sd, (tasks, seeds))
     return {f"task {i}": dict(enumerate(map(float, row))) for i, row in enumerate(table)}
 
 
