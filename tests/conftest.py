@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for variable, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive")):
     os.environ.setdefault(variable, value)  # tiny tensors: waiting threads took four times as long beside another process
 ROOT = Path(__file__).parent.parent
-LAST = ("test_beyond.py", "test_real.py", "test_paper_profile.py", "test_run_all.py", "test_mini.py")
+LAST = ("test_beyond.py", "test_jupyter.py", "test_hub_datasets.py", "test_paper_profile.py", "test_run_all.py", "test_mini.py")
 SHARED = ROOT.parent / "shared" / "data"  # real public files, for rehearsals of the paper profile
 
 
@@ -52,6 +52,21 @@ def known_speed(home, profile):
     store = Store(home / "store").open()
     request = timing.timing_request(profile, devices.precision(profile.device))
     timing.timing_file(request, store).write_text(json.dumps(TIMED))
+
+
+@pytest.fixture(scope="session")
+def whole_test_run(tmp_path_factory):
+    """Folder with the store and reports of `--profile test --only beyond,claims`: with the ledger come all seven
+    tables and every switched reading."""
+    from kn.suite import profiles
+
+    folder = tmp_path_factory.mktemp("beyond")
+    known_speed(folder, profiles.TEST)
+    places = {"KN_HOME": str(folder / "store"), "KN_REPORTS": str(folder / "reports"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "kn", "--profile", "test", "--only", "beyond,claims"]
+    result = subprocess.run(command, cwd=ROOT, env={**os.environ, **places}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return folder
 
 
 BESIDE = []  # the process that begins mini's stages

@@ -92,6 +92,7 @@ class NotebookRunner:
         self.profile, self.tables, self.seeds, self.store = profile, tables, seeds, store
         self.folder, self.overrides = run.report_folder(profile), run.environment_overrides()
         self.done, self.failures = finished(self.folder / "run.json"), []
+        os.environ[run.READ_ONLY] = "1"
         # a kernel of an environment without kn finds it
         search = (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
@@ -142,6 +143,7 @@ class NotebookRunner:
         for name in list(self.waiting):
             self._start(name)
         self.thread.shutdown(wait=True)
+        del os.environ[run.READ_ONLY]
         started = time.monotonic()
         found = [stage for stage in plan if self.store.has(stage)]
         records = run.records(self.store, found)

@@ -13,7 +13,9 @@ from kn.suite.plan import TABLES, plan_stages, table_of
 from kn.suite.planner import ROWS, TASKS
 from kn.suite.profiles import load
 from kn.suite.readings import SWITCHES, switched_stages
-from kn.suite.store import Stage, Store
+from kn.suite.store import Stage, Store, StoreError
+
+READ_ONLY = "KN_READ_ONLY"  # set for the notebooks of a run: what is made, and by how many processes, is decided once
 
 
 def make_records(
@@ -24,13 +26,21 @@ def make_records(
     overrides: tuple[str, ...] = (),
     jobs: int | None = None,
 ) -> list[dict]:
-    """Records of the stages that the tables read; missing stages are run. `only` restricts the GLUE tasks."""
+    """Records of the stages that the tables read; missing stages are run. `only` restricts the GLUE tasks.
+
+    A notebook that ./run_all.sh executes ($KN_READ_ONLY) runs none: StoreError where a stage is missing.
+    """
     from kn.suite import launch
 
     settings = load(profile, overrides or environment_overrides())
     keep_off_gpus(settings.device)
     stages, read = plan_stages(settings, list(tables), seeds, tuple(only) if only else TASKS)
     store = Store().open()
+    if os.environ.get(READ_ONLY) and (missing := launch.missing_stages(stages, store)):
+        raise StoreError(
+            f"{len(missing)} of {len(stages)} stages are missing, first {next(iter(missing))}: "
+            "they failed or were stopped, see what ./run_all.sh said; run it again to make them"
+        )
     launch.run(stages, store, jobs=jobs)
     return records(store, read)
 

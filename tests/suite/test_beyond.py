@@ -10,7 +10,7 @@ import nbformat
 import pandas
 import pytest
 import torch
-from conftest import ROOT, known_speed
+from conftest import ROOT
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
@@ -22,21 +22,8 @@ from kn.suite.work.pretrained import load_model, perplexities
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """Store and reports of `--profile test --only beyond,claims`: with the ledger come all seven tables and
-    every switched reading."""
-    folder = tmp_path_factory.mktemp("beyond")
-    known_speed(folder, profiles.TEST)
-    variables = {
-        **os.environ, "KN_HOME": str(folder / "store"), "KN_REPORTS": str(folder / "reports"),
-        "PYTHONPATH": str(ROOT)
-    }
-    result = subprocess.run(
-        [sys.executable, "-m", "kn", "--profile", "test", "--only", "beyond,claims"], cwd=ROOT, env=variables,
-        capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    return folder
+def home(whole_test_run):
+    return whole_test_run
 
 
 @pytest.fixture(scope="module")

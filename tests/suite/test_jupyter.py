@@ -18,12 +18,12 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """A user's: no PYTHONPATH, nothing of the run that started this test; a store and reports of its own."""
+def environment(whole_test_run, tmp_path_factory):
+    """A user's: no PYTHONPATH, nothing of the run that started this test; a store with the profile `test`."""
     home = tmp_path_factory.mktemp("user")
     ours = ("PYTHONPATH", "KN_QUICK_IMPORT", "KN_SET", "KN_GLUE_SCORES")
     variables = {name: value for name, value in os.environ.items() if name not in ours}
-    variables |= {"KN_HOME": str(home / "store"), "KN_REPORTS": str(home / "reports")}
+    variables |= {"KN_HOME": str(whole_test_run / "store"), "KN_REPORTS": str(home / "reports")}
     found = subprocess.run([sys.executable, "-c", "import kn; print(kn.__file__)"], cwd=home, env=variables, capture_output=True, text=True)
     if found.returncode and Path(sys.prefix) != ROOT / ".venv":
         pytest.skip("kn is not installed in this environment (KN_PYTHON): python -m pip install -e . --no-deps")
