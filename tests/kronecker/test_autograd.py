@@ -1,4 +1,4 @@
-"""The hand-written products against A ⊗ B multiplied out, in float64: values, gradients, signs and zeros, and what they keep for the backward pass."""
+"""Custom backward against dense A ⊗ B in float64: values, gradients, signs, zeros, and saved activations."""
 
 import copy
 
@@ -9,7 +9,9 @@ from torch import nn
 from kn import KroneckerLinear
 from kn.kronecker import layers as kronecker
 
-CASES = [(12, 24, (2, 1), 1), (12, 24, (4, 1), 1), (12, 36, (3, 1), 3), (24, 12, (1, 2), 1), (24, 12, (1, 4), 1)]
+CASES = [
+    (12, 24, (2, 1), 1), (12, 24, (4, 1), 1), (12, 36, (3, 1), 3), (24, 12, (1, 2), 1), (24, 12, (1, 4), 1)
+]
 
 
 def by_hand(monkeypatch, hand=True):
@@ -41,7 +43,8 @@ def gradients(layer, x, grad, dense=False):
 def test_values_and_gradients(monkeypatch, case, bias, rows):
     by_hand(monkeypatch)
     layer = made(*case, bias=bias)
-    x, grad = torch.randn(*rows, case[0], dtype=torch.float64), torch.randn(*rows, case[1], dtype=torch.float64)
+    x = torch.randn(*rows, case[0], dtype=torch.float64)
+    grad = torch.randn(*rows, case[1], dtype=torch.float64)
     for ours, reference in zip(gradients(layer, x, grad), gradients(layer, x, grad, dense=True), strict=True):
         assert (ours - reference).abs().max() < 1e-12 * reference.abs().max()
 
@@ -49,7 +52,7 @@ def test_values_and_gradients(monkeypatch, case, bias, rows):
 @pytest.mark.parametrize("case", CASES[:4], ids=str)
 @pytest.mark.parametrize("b", [(0.0, 1.0), (-2.0, 0.0), (0.0, 0.0), (-1e-3, -1e3), (1e-9, 1e-9)], ids=str)
 def test_b_with_zeros_and_extremes(monkeypatch, case, b):
-    """a is found again through the largest entry; where all are zero it is computed again. The bias is as large as the output."""
+    """a is recovered through the largest entry, and computed again where all are zero; the bias is large."""
     by_hand(monkeypatch)
     layer = made(*case)
     with torch.no_grad():
@@ -91,15 +94,19 @@ def test_half_precision_and_autocast(monkeypatch, case, dtype):
 
 
 def kept_bytes(layer, x):
-    """Bytes that a forward pass keeps for the backward one, parameters and the output (which its consumer keeps) left out."""
+    """Bytes saved for the backward pass, without parameters and the output, which its consumer keeps."""
     kept = {}
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t) is None or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t) is None or t, lambda t: t
+    ):
         y = layer(x)
     free = {p.untyped_storage().data_ptr() for p in layer.parameters()} | {y.untyped_storage().data_ptr()}
     return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in free)
 
 
-@pytest.mark.parametrize(("n", "m", "b_shape"), [(768, 768, (2, 1)), (768, 3072, (2, 1)), (3072, 768, (1, 2))])
+@pytest.mark.parametrize(
+    ("n", "m", "b_shape"), [(768, 768, (2, 1)), (768, 3072, (2, 1)), (3072, 768, (1, 2))]
+)
 def test_activation_memory_is_a_dense_layer_s(n, m, b_shape):
     x = torch.randn(128, n, requires_grad=True)
     dense = nn.Linear(n, m)
@@ -116,7 +123,9 @@ def test_a_second_derivative_is_refused(monkeypatch):
 
 def test_by_hand_and_by_autograd_agree(monkeypatch):
     """The two sides of CUSTOM_BACKWARD_MIN_NUMEL."""
-    layer, x, grad = made(*CASES[2]), torch.randn(50, 12, dtype=torch.float64), torch.randn(50, 36, dtype=torch.float64)
+    layer = made(*CASES[2])
+    x = torch.randn(50, 12, dtype=torch.float64)
+    grad = torch.randn(50, 36, dtype=torch.float64)
     found, names = [], []
     for hand in (True, False):
         by_hand(monkeypatch, hand)

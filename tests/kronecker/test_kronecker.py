@@ -24,7 +24,10 @@ def naive_kronecker(A, B):
     return W
 
 
-SHAPES = [((6, 4), (2, 1), 1), ((6, 4), (1, 2), 1), ((6, 4), (1, 2), 2), ((12, 9), (3, 3), 4), ((8, 6), (8, 6), 1), ((8, 6), (1, 1), 1), ((40, 36), (10, 9), 3)]
+SHAPES = [
+    ((6, 4), (2, 1), 1), ((6, 4), (1, 2), 1), ((6, 4), (1, 2), 2), ((12, 9), (3, 3), 4), ((8, 6), (8, 6), 1),
+    ((8, 6), (1, 1), 1), ((40, 36), (10, 9), 3),
+]
 
 
 @pytest.mark.parametrize(("shape", "b_shape", "rank"), SHAPES)
@@ -34,7 +37,9 @@ def test_residual_is_the_tail_of_the_spectrum(shape, b_shape, rank):
     A, B = nearest_kronecker(W, b_shape, rank)
     (m2, n2), m1, n1 = b_shape, shape[0] // b_shape[0], shape[1] // b_shape[1]
     assert A.shape == (rank, m1, n1) and B.shape == (rank, m2, n2)
-    blocks = torch.stack([W[i * m2 : (i + 1) * m2, k * n2 : (k + 1) * n2].flatten() for i in range(m1) for k in range(n1)])
+    blocks = torch.stack([
+        W[i * m2 : (i + 1) * m2, k * n2 : (k + 1) * n2].flatten() for i in range(m1) for k in range(n1)
+    ])
     tail = torch.linalg.svdvals(blocks)[rank:].square().sum()
     residual = (W - sum(naive_kronecker(a, b) for a, b in zip(A, B, strict=True))).square().sum()
     assert abs(residual - tail) < EXACT * W.square().sum()
@@ -53,7 +58,8 @@ def test_scale_and_sign():
     A, B = nearest_kronecker(W, (2, 1), scale="unit_b")
     assert abs(B.norm() - 1) < EXACT and B.flatten()[B.abs().argmax()] > 0
     C, D = nearest_kronecker(W, (2, 1))
-    assert abs(C.norm() - D.norm()) < EXACT and torch.allclose(kronecker_sum(A, B), kronecker_sum(C, D), atol=EXACT)
+    assert abs(C.norm() - D.norm()) < EXACT
+    assert torch.allclose(kronecker_sum(A, B), kronecker_sum(C, D), atol=EXACT)
 
 
 def test_zero_matrix_gives_zero_without_nan():
@@ -85,12 +91,17 @@ def test_apply_equals_the_dense_product(shape, b_shape, rank, lead):
     torch.manual_seed(2)
     A, B = nearest_kronecker(torch.randn(shape, dtype=torch.float64), b_shape, rank)
     x = torch.randn(*lead, shape[1], dtype=torch.float64)
-    assert torch.allclose(kronecker_apply(x, A, B), x @ sum(naive_kronecker(a, b) for a, b in zip(A, B, strict=True)).T, atol=EXACT)
+    assert torch.allclose(
+        kronecker_apply(x, A, B), x @ sum(naive_kronecker(a, b) for a, b in zip(A, B, strict=True)).T,
+        atol=EXACT,
+    )
 
 
 @pytest.mark.parametrize("built", [True, False])
 @pytest.mark.parametrize("num_fused", [1, 3])
-@pytest.mark.parametrize(("b_shape", "rank"), [((2, 1), 1), ((2, 1), 2), ((1, 2), 1), ((1, 2), 2), ((2, 2), 3)])
+@pytest.mark.parametrize(
+    ("b_shape", "rank"), [((2, 1), 1), ((2, 1), 2), ((1, 2), 1), ((1, 2), 2), ((2, 2), 3)]
+)
 def test_layer_forward_and_gradients(monkeypatch, b_shape, rank, num_fused, built):
     monkeypatch.setattr("kn.kronecker.layers.MATERIALIZE_MAX_NUMEL", 1000 if built else 0)
     torch.manual_seed(3)
@@ -99,7 +110,10 @@ def test_layer_forward_and_gradients(monkeypatch, b_shape, rank, num_fused, buil
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.allclose(layer(x), x @ layer.weight.T + layer.bias, atol=EXACT)
     names = [name for name, _ in layer.named_parameters()]
-    assert torch.autograd.gradcheck(lambda x, *values: torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,)), (x, *layer.parameters()))
+    assert torch.autograd.gradcheck(
+        lambda x, *values: torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,)),
+        (x, *layer.parameters()),
+    )
 
 
 @pytest.mark.parametrize("num_fused", [1, 3])
@@ -109,19 +123,23 @@ def test_from_linear_and_conv1d_agree(num_fused):
     with torch.no_grad():
         conv.weight.copy_(linear.weight.T)
         conv.bias.copy_(linear.bias)
-    from_linear, from_conv = (KroneckerLinear.from_linear(source, (2, 1), num_fused=num_fused) for source in (linear, conv))
+    from_linear, from_conv = (
+        KroneckerLinear.from_linear(source, (2, 1), num_fused=num_fused) for source in (linear, conv)
+    )
     assert torch.equal(from_linear.weight, from_conv.weight) and torch.equal(from_linear.bias, from_conv.bias)
     for index, part in enumerate(linear.weight.detach().chunk(num_fused)):
         A, B = nearest_kronecker(part, (2, 1))
-        assert torch.allclose(from_conv.weight.chunk(num_fused)[index], kronecker_sum(A, B), atol=1e-6)  # float32
-    full = KroneckerLinear.from_linear(conv, (2, 1), rank=2, num_fused=num_fused)  # rank 2 is exact for two rows
+        # float32
+        assert torch.allclose(from_conv.weight.chunk(num_fused)[index], kronecker_sum(A, B), atol=1e-6)
+    # rank 2 is exact for two rows
+    full = KroneckerLinear.from_linear(conv, (2, 1), rank=2, num_fused=num_fused)
     x = torch.randn(5, 8)
     assert torch.allclose(full(x), conv(x), atol=1e-5)
 
 
 @pytest.mark.parametrize(("b_shape", "num_fused"), [((2, 1), 3), ((1, 2), 1)])
 def test_forward_does_not_build_the_dense_weight_above_the_limit(b_shape, num_fused):
-    """The products of a layer above MATERIALIZE_MAX_NUMEL are those of A alone: half of the dense layer's; at the limit they are the dense ones."""
+    """Above MATERIALIZE_MAX_NUMEL the FLOPs are those of A alone, half of the dense layer's."""
     tokens, n = 5, 512
     for m, share in ((MATERIALIZE_MAX_NUMEL // n // 6 * 6 + 6, 2), (MATERIALIZE_MAX_NUMEL // n // 6 * 6, 1)):
         layer = KroneckerLinear(n, m, b_shape, num_fused=num_fused)

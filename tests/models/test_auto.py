@@ -1,4 +1,4 @@
-"""AutoModel alone loads, generates, folds and densifies what was saved, whichever of kn and transformers is imported first."""
+"""AutoModel loads, generates, folds and densifies, whichever of kn and transformers is imported first."""
 
 import os
 import subprocess
@@ -31,7 +31,9 @@ print("all equal", type(model).__name__)
 
 def in_a_fresh_process(folder, imports, auto="AutoModelForCausalLM"):
     code = SCRIPT.format(imports=imports, ids=IDS.tolist(), auto=auto)
-    result = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=ROOT
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout.splitlines()[-1]
 
@@ -39,7 +41,10 @@ def in_a_fresh_process(folder, imports, auto="AutoModelForCausalLM"):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folders = {}
-    for name, labels, spec in (("lm", 0, KroneckerSpec()), ("tied", 0, KroneckerSpec(head="tied")), ("classifier", 3, KroneckerSpec())):
+    for name, labels, spec in (
+        ("lm", 0, KroneckerSpec()), ("tied", 0, KroneckerSpec(head="tied")),
+        ("classifier", 3, KroneckerSpec()),
+    ):
         folders[name] = tmp_path_factory.mktemp(name)
         student = compress(tiny_gpt2(labels), spec).eval()
         student.save_pretrained(folders[name])

@@ -20,7 +20,11 @@ def student(labels=0, dtype=torch.float64, **fields):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith((".A", ".B", ".bias")):
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)), dtype=dtype))
+                parameter.add_(
+                    0.2 * torch.randn(
+                        parameter.shape, generator=torch.Generator().manual_seed(len(name)), dtype=dtype
+                    )
+                )
     return model
 
 
@@ -53,7 +57,9 @@ def test_logits_are_equal_in_float64(fields, attention):
     mask = torch.ones_like(IDS)
     mask[1, :4] = 0  # left padding
     kept = mask.bool()
-    assert (logits(narrow, attention_mask=mask) - logits(model, attention_mask=mask))[kept].abs().max() < 1e-12 * logits(model).abs().max()
+    assert (
+        logits(narrow, attention_mask=mask) - logits(model, attention_mask=mask)
+    )[kept].abs().max() < 1e-12 * logits(model).abs().max()
 
 
 @pytest.mark.parametrize("case", ["no biases", "negative s", "s is zero", "b has a zero", "all negative"])
@@ -107,7 +113,9 @@ def test_a_classifier_folds_too():
     model = student(labels=3)
     mask = torch.ones_like(IDS)
     mask[0, 7:] = 0
-    assert (logits(model.fold(), attention_mask=mask) - logits(model, attention_mask=mask)).abs().max() < 1e-11
+    assert (
+        logits(model.fold(), attention_mask=mask) - logits(model, attention_mask=mask)
+    ).abs().max() < 1e-11
 
 
 def test_parameters_halve_in_compressed_layers():
@@ -121,13 +129,16 @@ def test_saved_and_loaded_in_a_fresh_process(tmp_path):
     narrow = student(dtype=torch.float32).fold()
     narrow.save_pretrained(tmp_path / "narrow")
     code = "import sys, json, torch, kn; model = kn.KnGPT2LMHeadModel.from_pretrained(sys.argv[1]).eval(); print(json.dumps(model(input_ids=torch.tensor(json.loads(sys.argv[2]))).logits.tolist()))"
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "narrow"), json.dumps(IDS.tolist())], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "narrow"), json.dumps(IDS.tolist())], cwd=ROOT,
+        capture_output=True, text=True,
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     assert torch.equal(torch.tensor(json.loads(result.stdout.splitlines()[-1])), logits(narrow))
 
 
 def test_what_cannot_be_folded_is_refused():
-    with pytest.raises(ValueError, match="^fold needs rank 1, this model has rank 2: a sum of 2 products is not narrower than the dense layer at factor 2$"):
+    with pytest.raises(ValueError, match="^fold needs rank 1, this model has rank 2: a sum of 2 products is not narrower "):
         student(rank=2).fold()
     with pytest.raises(ValueError, match="^this model is folded already$"):
         student().fold().fold()
@@ -141,9 +152,16 @@ def test_what_cannot_be_folded_is_refused():
         student(layers=()).fold()
 
 
-@pytest.mark.parametrize("fields", [{"factor": 16}, {"shapes": {"mlp.*": (2, 2)}}, {"ranks": {"attn.c_attn": 2}}, {"shapes": {"mlp.c_proj": None, "3.attn.c_proj": (2, 2)}}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"factor": 16}, {"shapes": {"mlp.*": (2, 2)}}, {"ranks": {"attn.c_attn": 2}},
+        {"shapes": {"mlp.c_proj": None, "3.attn.c_proj": (2, 2)}},
+    ],
+    ids=str,
+)
 def test_what_can_be_folded_is_and_the_rest_stays(fields):
-    """Heads of 8 do not divide by 16, a 2x2 B mixes pairs, two terms are as wide as the dense layer: then the other half of the block runs narrow."""
+    """Where 16 does not divide a head, B is 2x2 or the rank is 2, the other sublayer of the block is folded."""
     model = student(**fields)
     narrow = model.fold()
     assert (logits(narrow) - logits(model)).abs().max() < 1e-12 * logits(model).abs().max()
@@ -152,6 +170,11 @@ def test_what_can_be_folded_is_and_the_rest_stays(fields):
 
 def test_the_paper_s_size_folds():
     with torch.device("meta"):
-        narrow = KnGPT2LMHeadModel(KnGPT2Config(tie_word_embeddings=False, kronecker=asdict(KroneckerSpec()), folded=True))
-    weights = sum(p.numel() for block in narrow.transformer.h for n, p in block.named_parameters() if n.endswith("weight") and p.ndim == 2)
+        narrow = KnGPT2LMHeadModel(
+            KnGPT2Config(tie_word_embeddings=False, kronecker=asdict(KroneckerSpec()), folded=True)
+        )
+    weights = sum(
+        p.numel() for block in narrow.transformer.h for n, p in block.named_parameters()
+        if n.endswith("weight") and p.ndim == 2
+    )
     assert weights == 63_700_992  # of 84,934,656 dense (MATH.md §3)

@@ -28,7 +28,10 @@ def test_what_is_compressed():
         for path in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
             assert isinstance(block.get_submodule(path), KroneckerLinear) == (index % 2 == 1), (index, path)
     block = student.transformer.h[1]
-    shapes = {path: tuple(block.get_submodule(path).B.shape[1:]) for path in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
+    shapes = {
+        path: tuple(block.get_submodule(path).B.shape[1:])
+        for path in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    }
     assert shapes == {"attn.c_attn": (2, 1), "attn.c_proj": (1, 2), "mlp.c_fc": (2, 1), "mlp.c_proj": (1, 2)}
     assert block.attn.c_attn.num_fused == 3 and isinstance(student.transformer.wte, KroneckerEmbedding)
 
@@ -37,14 +40,23 @@ def test_logits_equal_a_dense_gpt2_with_the_nearest_products():
     """A naive float64 reference: multiply out the nearest products in a copy of the teacher."""
     teacher = tiny_gpt2(dtype=torch.float64)
     student = compress(teacher)
-    reference = GPT2LMHeadModel(GPT2Config(**{**teacher.config.to_dict(), "tie_word_embeddings": False})).double().eval()
+    reference = GPT2LMHeadModel(
+        GPT2Config(**{**teacher.config.to_dict(), "tie_word_embeddings": False})
+    ).double().eval()
     reference.load_state_dict(teacher.state_dict())
     with torch.no_grad():
         for index in (1, 3):
             block = reference.transformer.h[index]
-            for path, b_shape, parts in (("attn.c_attn", (2, 1), 3), ("attn.c_proj", (1, 2), 1), ("mlp.c_fc", (2, 1), 1), ("mlp.c_proj", (1, 2), 1)):
+            for path, b_shape, parts in (
+                ("attn.c_attn", (2, 1), 3), ("attn.c_proj", (1, 2), 1), ("mlp.c_fc", (2, 1), 1),
+                ("mlp.c_proj", (1, 2), 1),
+            ):
                 weight = block.get_submodule(path).weight  # in×out
-                weight.copy_(torch.cat([kronecker_sum(*nearest_kronecker(part, b_shape)) for part in weight.T.chunk(parts)]).T)
+                weight.copy_(
+                    torch.cat([
+                        kronecker_sum(*nearest_kronecker(part, b_shape)) for part in weight.T.chunk(parts)
+                    ]).T
+                )
         table = reference.transformer.wte.weight
         table.copy_(kronecker_sum(*nearest_kronecker(table, (1, 2))))
     assert torch.allclose(student(IDS).logits, reference(IDS).logits, atol=1e-11)
@@ -73,7 +85,9 @@ def test_a_language_model_becomes_a_classifier(tmp_path):
 
 
 def test_errors_say_what_is_allowed():
-    with pytest.raises(TypeError, match=r"^compress takes a GPT-2 or Llama model \(GPT2LMHeadModel, .*\), got Linear$"):
+    with pytest.raises(
+        TypeError, match=r"^compress takes a GPT-2 or Llama model \(GPT2LMHeadModel, .*\), got Linear$"
+    ):
         compress(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="layer 9 does not exist: the model has layers 0 to 3"):
         compress(tiny_gpt2(), KroneckerSpec(layers=(9,)))
@@ -86,6 +100,9 @@ def test_errors_say_what_is_allowed():
 
 
 def test_every_option_of_the_spec_builds_and_runs():
-    for spec in (KroneckerSpec(layers="all", factor=4), KroneckerSpec(rank=2), KroneckerSpec(embedding=False), KroneckerSpec(out_proj=False), KroneckerSpec(layers=(0, 2), scale="unit_b")):
+    for spec in (
+        KroneckerSpec(layers="all", factor=4), KroneckerSpec(rank=2), KroneckerSpec(embedding=False),
+        KroneckerSpec(out_proj=False), KroneckerSpec(layers=(0, 2), scale="unit_b"),
+    ):
         student = compress(tiny_gpt2(), spec)
         assert student(IDS, labels=IDS).loss.isfinite() and student.config.spec == spec

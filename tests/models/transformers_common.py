@@ -18,7 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ABSENT = {"exporters": ("test_export", "ExportTesterMixin"), "generation": ("test_utils", "GenerationTesterMixin")}
+ABSENT = {
+    "exporters": ("test_export", "ExportTesterMixin"), "generation": ("test_utils", "GenerationTesterMixin")
+}
 CASES = """
 import unittest
 import torch
@@ -79,9 +81,17 @@ def main() -> None:
         folder = Path(scratch)
         pinned = version("transformers")
         if options.sdist is None:
-            subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", scratch, f"transformers=={pinned}"], check=True)
+            subprocess.run(
+                [
+                    sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d",
+                    scratch, f"transformers=={pinned}",
+                ],
+                check=True,
+            )
         with tarfile.open(options.sdist or next(folder.glob("transformers-*.tar.gz"))) as archive:
-            archive.extractall(folder, [m for m in archive.getmembers() if "/tests/" in m.name and m.isfile()], filter="data")
+            archive.extractall(
+                folder, [m for m in archive.getmembers() if "/tests/" in m.name and m.isfile()], filter="data"
+            )
         home = folder / f"transformers-{pinned}"
         for name, (module, mixin) in ABSENT.items():
             (home / "tests" / name).mkdir()
@@ -89,20 +99,28 @@ def main() -> None:
             (home / "tests" / name / f"{module}.py").write_text(f"class {mixin}:\n    pass\n")
         (home / "tests" / "__init__.py").touch()
         (home / "tests" / "test_kn.py").write_text(CASES)
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "--junitxml", str(folder / "all.xml"), "tests/test_kn.py", *(["-k", options.k] if options.k else [])]
+        command = [
+            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "--junitxml",
+            str(folder / "all.xml"), "tests/test_kn.py", *(["-k", options.k] if options.k else []),
+        ]
         variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         subprocess.run(command, cwd=home, env=variables)
         outcomes: dict[str, dict[str, tuple[str, str]]] = {}
         for test in ElementTree.parse(folder / "all.xml").iter("testcase"):
             problem = next((child for child in test if child.tag in ("failure", "error", "skipped")), None)
             words = "" if problem is None else " ".join((problem.get("message") or "").split())[:160]
-            outcomes.setdefault(test.get("name"), {})[test.get("classname").rpartition(".")[2]] = ("passed" if problem is None else problem.tag, words)
+            outcomes.setdefault(test.get("name"), {})[test.get("classname").rpartition(".")[2]] = (
+                "passed" if problem is None else problem.tag, words
+            )
     names = sorted({name for of in outcomes.values() for name in of})
     with options.out.open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(["test", *names, "words of the first that did not pass", "transformers"])
         for test, of in sorted(outcomes.items()):
-            writer.writerow([test, *(of.get(name, ("not run", ""))[0] for name in names), next((words for _, words in of.values() if words), ""), pinned])
+            writer.writerow([
+                test, *(of.get(name, ("not run", ""))[0] for name in names),
+                next((words for _, words in of.values() if words), ""), pinned,
+            ])
     for name in names:
         found = [of.get(name, ("not run", ""))[0] for of in outcomes.values()]
         print(name, {kind: found.count(kind) for kind in sorted(set(found))})
