@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 corpus=${1:?the corpus file is missing: make it with python -m kn corpus corpus.json}
 mkdir -p reports/midi
 python=${KN_PYTHON:-.venv/bin/python}
-PYTHONPATH=. timeout 540 "$python" -m pytest tests/test_kernels_triton.py || echo "the kernels' tests did not pass" >&2
+PYTHONPATH=. timeout 540 "$python" -m pytest tests/distill/test_attention_kl_triton.py || echo "the kernels' tests did not pass" >&2
 PYTHONPATH=. timeout 540 "$python" benchmarks/attention_kl.py || echo "the attention benchmark did not finish" >&2
 PYTHONPATH=. timeout 540 "$python" benchmarks/distill_step.py --device cuda || echo "the step benchmark did not finish" >&2
 PYTHONPATH=. timeout 540 "$python" benchmarks/speed.py --device cuda --dtype bfloat16 --compile || echo "the speed benchmark did not finish" >&2

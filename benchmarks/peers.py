@@ -2,8 +2,9 @@
 
     python -m venv peers && peers/bin/pip install tensorly-torch==0.5.0 tensorly==0.10.0 torch==2.13.0 numpy scipy opt-einsum packaging
 
-A block tensor train of two cores and rank 1 is A ⊗ B. Reads {"case", "inputs", "outputs", "b", "rows", "backward", "threads"}
-lines, builds the layers, and answers each "factorized" or "reconstructed" line with the seconds of one call.
+A block tensor train of two cores and rank 1 is A ⊗ B. Reads {"case", "inputs", "outputs", "b", "rows",
+"backward", "threads"} lines, builds the layers, and answers each "factorized" or "reconstructed" line with
+the seconds of one call.
 """
 
 import json
@@ -20,7 +21,12 @@ for line in sys.stdin:
         (m2, n2), n, m = asked["b"], asked["inputs"], asked["outputs"]
         x = torch.randn(asked["rows"], n, requires_grad=asked["backward"])
         grad = torch.randn(asked["rows"], m)
-        made = {how: FactorizedLinear((n // n2, n2), (m // m2, m2), factorization="blocktt", rank=1, implementation=how) for how in ("factorized", "reconstructed")}
+        made = {
+            how: FactorizedLinear(
+                (n // n2, n2), (m // m2, m2), factorization="blocktt", rank=1, implementation=how
+            )
+            for how in ("factorized", "reconstructed")
+        }
         continue
     layer = made[line.strip()]
     started = time.perf_counter()

@@ -1,6 +1,6 @@
 """transformers' own common model tests, run on KnGPT2 and KnLlama from the pinned version's source distribution.
 
-    pip install parameterized && PYTHONPATH=. python tests/transformers_common.py [--sdist transformers-X.tar.gz] [--out benchmarks/transformers-tests.csv]
+    pip install parameterized && PYTHONPATH=. python tests/models/transformers_common.py [--sdist transformers-X.tar.gz] [--out benchmarks/transformers-tests.csv]
 
 The stock GPT-2 runs beside: what fails there too, for this machine or this tester, says nothing of KnGPT2. The source
 distribution lacks the generation, export and configuration tests; they are left out. Not part of the suite: it downloads 10 MB.
