@@ -144,7 +144,7 @@ def training_settings(key: int | str, records: list[dict]) -> str:
     training, shown = TABLES[key].training, []
     if training:
         hyper = list(select_metric(records, "hyper", training[0], **training[1]).values.values())
-        for name in ("epochs", "max_steps", "steps", "batch_size", "learning_rate"):
+        for name in ("epochs", "max_steps", "batch_size", "learning_rate"):
             if values := dict.fromkeys(str(settings[name]) for settings in hyper if settings.get(name)):
                 shown.append(f"{name.replace('_', ' ')} {' / '.join(values)}")
     return "; ".join(shown)
