@@ -1,6 +1,6 @@
 """Write the tables of docs/speed.md and docs/beyond.md from the benchmarks' CSVs, between their markers.
 
-    python benchmarks/docs_tables.py       after a benchmark; tests/test_docs.py checks that they are up to date
+python benchmarks/docs_tables.py       after a benchmark; tests/test_docs.py checks that they are up to date
 """
 
 from __future__ import annotations
@@ -12,12 +12,18 @@ import pandas
 BENCHMARKS = Path(__file__).parent
 DOCS = BENCHMARKS.parent / "docs"
 LAYERS = {  # variants of speed-cpu.csv: the column of the table
-    "kronecker": "kn", "torch.kron": "torch.kron", "expand first": "expand first",
-    "tensorly-torch, factorized": "tensorly-torch", "tensorly-torch, reconstructed": "… reconstructed",
+    "kronecker": "kn",
+    "torch.kron": "torch.kron",
+    "expand first": "expand first",
+    "tensorly-torch, factorized": "tensorly-torch",
+    "tensorly-torch, reconstructed": "… reconstructed",
 }
 MODELS = {
-    "kronecker": "compressed", "folded": "folded", "tied head, folded": "tied head, folded",
-    "every layer, folded": "every layer, folded", "DistilGPT2's shape": "DistilGPT2's shape",
+    "kronecker": "compressed",
+    "folded": "folded",
+    "tied head, folded": "tied head, folded",
+    "every layer, folded": "every layer, folded",
+    "DistilGPT2's shape": "DistilGPT2's shape",
 }
 
 
@@ -38,15 +44,23 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def ratio_table(frame: pandas.DataFrame, title: str, groups: tuple[str, ...], variants: dict[str, str], dtypes: list[str]) -> str:
+def ratio_table(
+    frame: pandas.DataFrame, title: str, groups: tuple[str, ...], variants: dict[str, str], dtypes: list[str]
+) -> str:
     """Times as fast as the dense layer or model, a row per case (and dtype, where there are several)."""
     rows = []
     chosen = frame[frame["group"].isin(groups) & frame["dtype"].isin(dtypes)]
     for (group, case, dtype), lines in chosen.groupby(["group", "case", "dtype"], sort=False):
         ratios = dict(zip(lines["variant"], lines["ratio"], strict=True))
-        name = f"{case}, {group.rpartition(', ')[2]}".replace(" 1 rows", " 1 row") if group.startswith("layer") else case
+        name = (
+            f"{case}, {group.rpartition(', ')[2]}".replace(" 1 rows", " 1 row")
+            if group.startswith("layer")
+            else case
+        )
         name += f", {dtype}" if len(dtypes) > 1 else ""
-        rows.append([name, *(f"{float(ratios[variant]):.2f}" if variant in ratios else "–" for variant in variants)])
+        rows.append(
+            [name, *(f"{float(ratios[variant]):.2f}" if variant in ratios else "–" for variant in variants)]
+        )
     return markdown([title, *variants.values()], rows) + "\n"
 
 
@@ -55,7 +69,8 @@ def speeds() -> str:
     frame = read("speed-cpu.csv")
     first, dtypes = frame.iloc[0], list(dict.fromkeys(frame["dtype"]))
     text = (
-        f"Times as fast as the dense layer or model (median of turns), {first.device}, {first.threads} threads, "
+        f"Times as fast as the dense layer or model (median of turns), {first.device}, "
+        f"{first.threads} threads, "
         f"torch {first.torch}, {', '.join(dtypes)}.\n\n"
     )
     for passes in ("forward and backward", "forward"):
@@ -105,7 +120,8 @@ def llama() -> str:
     header = ["SmolLM2-135M, no training", "parameters without head, M", *texts.values(), "made in, s"]
     return (
         markdown(header, rows)
-        + f"\n{last.device}, {last.threads} thread; {int(last.tokens_run):,} tokens of OpenWebText looked at; "
+        + f"\n{last.device}, {last.threads} thread; "
+        f"{int(last.tokens_run):,} tokens of OpenWebText looked at; "
         f"in brackets times the teacher's; {last.windows} windows of 1,024 tokens.\n"
     )
 

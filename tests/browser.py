@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of the pages; tests that need it are skipped with a reason where there is none."""
+"""A headless Chromium for tests; those that need it are skipped with a reason where there is none."""
 
 import contextlib
 import shutil
@@ -6,8 +6,15 @@ import shutil
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @contextlib.contextmanager

@@ -14,15 +14,24 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for variable, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive")):
-    os.environ.setdefault(variable, value)  # tiny tensors: waiting threads took four times as long beside another process
+    os.environ.setdefault(
+        variable, value
+    )  # tiny tensors: waiting threads took four times as long beside another process
 ROOT = Path(__file__).parent.parent
-LAST = ("test_beyond.py", "test_jupyter.py", "test_hub_datasets.py", "test_paper_profile.py", "test_run_all.py", "test_mini.py")
+LAST = (
+    "test_beyond.py",
+    "test_jupyter.py",
+    "test_hub_datasets.py",
+    "test_paper_profile.py",
+    "test_run_all.py",
+    "test_mini.py",
+)
 SHARED = ROOT.parent / "shared" / "data"  # real public files, for rehearsals of the paper profile
 
 
 @pytest.fixture(scope="session")
 def rehearsal_mirror(tmp_path_factory):
-    """A mirror of the real files in ../shared/data with tiny models of random weights; skips where the folder is absent."""
+    """A mirror of the real files in ../shared/data with tiny random models; skips where the folder is absent."""
     if not SHARED.exists():
         pytest.skip("needs the folder ../shared/data of real public files beside the clone")
     import rehearsal
@@ -39,13 +48,18 @@ def whole(tmp_path_factory):
 
 
 TIMED = {
-    "seconds": {"lm": 2.0, "lm_ilkd": 3.0, "glue": 1.0, "glue_ilkd": 2.0}, "flops": {"lm": 1e12, "lm_ilkd": 1.5e12, "glue": 1e12, "glue_ilkd": 1e12},
-    "tokens": {"lm": 2000, "lm_ilkd": 2400, "glue": 500, "glue_ilkd": 600}, "bytes": {"teacher": 5e8, "student": 4.9e8, "baseline": 3.3e8}, "tokenized": 1e6, "peak_bytes": 7e9, "device": "a machine",
-}  # fmt: skip
+    "seconds": {"lm": 2.0, "lm_ilkd": 3.0, "glue": 1.0, "glue_ilkd": 2.0},
+    "flops": {"lm": 1e12, "lm_ilkd": 1.5e12, "glue": 1e12, "glue_ilkd": 1e12},
+    "tokens": {"lm": 2000, "lm_ilkd": 2400, "glue": 500, "glue_ilkd": 600},
+    "bytes": {"teacher": 5e8, "student": 4.9e8, "baseline": 3.3e8},
+    "tokenized": 1e6,
+    "peak_bytes": 7e9,
+    "device": "a machine",
+}
 
 
 def known_speed(home, profile):
-    """Put a timing run's answer into the store, where a test is not about it: at the paper's size it takes a minute."""
+    """Put a timing run's answer into the store: at the paper's size the timing itself takes a minute."""
     from kn.suite import devices, timing
     from kn.suite.store import Store
 
@@ -56,13 +70,19 @@ def known_speed(home, profile):
 
 @pytest.fixture(scope="session")
 def whole_test_run(tmp_path_factory):
-    """Folder with the store and reports of `--profile test --only beyond,claims`: with the ledger come all seven
-    tables and every switched reading."""
+    """Folder with the store and reports of `--profile test --only beyond,claims`.
+
+    With the ledger come all seven tables and every switched reading.
+    """
     from kn.suite import profiles
 
     folder = tmp_path_factory.mktemp("beyond")
     known_speed(folder, profiles.TEST)
-    places = {"KN_HOME": str(folder / "store"), "KN_REPORTS": str(folder / "reports"), "PYTHONPATH": str(ROOT)}
+    places = {
+        "KN_HOME": str(folder / "store"),
+        "KN_REPORTS": str(folder / "reports"),
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-m", "kn", "--profile", "test", "--only", "beyond,claims"]
     result = subprocess.run(command, cwd=ROOT, env={**os.environ, **places}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
@@ -73,13 +93,24 @@ BESIDE = []  # the process that begins mini's stages
 
 
 def pytest_collection_finish(session):
-    """In a whole suite mini's stages are begun at once by one process beside the other tests, which use one processor; test_mini.py goes on from there."""
+    """In a whole suite one process makes mini's stages beside the other tests; test_mini.py goes on from there."""
     files = {item.path.name for item in session.items}
-    if {"test_mini.py", "test_kronecker.py"} <= files and not session.config.option.collectonly and (os.cpu_count() or 1) > 1:
+    if (
+        {"test_mini.py", "test_kronecker.py"} <= files
+        and not session.config.option.collectonly
+        and (os.cpu_count() or 1) > 1
+    ):
         reports = tempfile.mkdtemp(prefix="kn-beside-")
         variables = {**os.environ, "KN_REPORTS": reports, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "kn", "--jobs", "1"]
-        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=variables,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         BESIDE.append((process, reports))
 
 
@@ -103,7 +134,10 @@ def pytest_collection_modifyitems(items):
 
 @contextlib.contextmanager
 def largest_tensor():
-    """A list whose only number becomes the elements of the largest tensor that any operation inside gives, views counted with what they look into."""
+    """A list whose one entry becomes the number of elements of the largest tensor that an operation inside gives.
+
+    A view counts with its whole storage.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -126,7 +160,16 @@ def tiny_gpt2(labels=0, seed=0, dtype=None, **fields):
     from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
     torch.manual_seed(seed)
-    shape = {"vocab_size": 50, "n_positions": 16, "n_embd": 8, "n_layer": 4, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    shape = {
+        "vocab_size": 50,
+        "n_positions": 16,
+        "n_embd": 8,
+        "n_layer": 4,
+        "n_head": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
     config = GPT2Config(**{**shape, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, **fields})
     if labels:
         config.num_labels = labels

@@ -1,4 +1,4 @@
-"""For test_mutations.py: reads [folder, test] lines, forks a pytest in each folder, writes [exit status, output] lines."""
+"""For test_mutations.py: per input line [folder, test] a forked pytest, per output line [exit status, output]."""
 
 import json
 import os

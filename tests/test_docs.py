@@ -1,4 +1,4 @@
-"""README and docs: their numbers are those of the committed report and benchmarks, what they name exists, and they stay short."""
+"""README and docs: numbers are the committed report's, what they name exists, they stay short."""
 
 import importlib.util
 import re
@@ -14,7 +14,10 @@ spec = importlib.util.spec_from_file_location("docs_tables", ROOT / "benchmarks"
 docs_tables = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs_tables)
 MINI = publish.PUBLISHED / "mini"
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 TEXT = "\n".join(PAGES.values())
 
 
@@ -27,13 +30,16 @@ def test_readme_shows_the_published_report():
 
 
 def test_the_picture_is_made_of_the_published_report(tmp_path, monkeypatch):
-    """The same drawing: its text, and the places of its marks (other versions of fonts write other glyph outlines)."""
+    """The same drawing: the places of its marks (other versions of fonts write other glyph outlines)."""
     readme = tmp_path / "README.md"
     readme.write_text(PAGES["README.md"], encoding="utf-8")
     monkeypatch.setattr(publish, "README", readme)
     monkeypatch.setattr(publish, "PICTURE", tmp_path / "picture.svg")
     publish.update_readme(MINI)
-    places = [re.findall(r'<use xlink:href="#m\w+" x="([\d.]+)" y="([\d.]+)"', path.read_text()) for path in (publish.PICTURE, ROOT / "docs" / "paper-against-ours.svg")]
+    places = [
+        re.findall(r'<use xlink:href="#m\w+" x="([\d.]+)" y="([\d.]+)"', path.read_text())
+        for path in (publish.PICTURE, ROOT / "docs" / "paper-against-ours.svg")
+    ]
     assert len(places[0]) > 24 and places[0] == places[1]
 
 
@@ -56,18 +62,28 @@ def test_they_are_short():
 def test_every_file_they_name_is_there():
     named = set(re.findall(r"`((?:kn|tests|notebooks|reports/published|benchmarks|docs)/[\w./]*)`", TEXT))
     linked = {link for link in re.findall(r"\]\(([^)#:]+)\)", PAGES["README.md"])}
-    inside = {f"docs/{link}" for name, text in PAGES.items() if name != "README.md" for link in re.findall(r"\]\(([^)#:]+)\)", text)}
+    inside = {
+        f"docs/{link}"
+        for name, text in PAGES.items()
+        if name != "README.md"
+        for link in re.findall(r"\]\(([^)#:]+)\)", text)
+    }
     assert len(named) > 20 and not [name for name in named | linked | inside if not (ROOT / name).exists()]
 
 
 def test_every_setting_they_name_can_be_set():
     keys = set(profiles.keys(profiles.MINI))
-    groups = "compression|readings|pretrain|ablation|finetune_lm|finetune_glue|glue|text|model|beyond|hardware"
+    groups = (
+        "compression|readings|pretrain|ablation|finetune_lm|finetune_glue|glue|text|model|beyond|hardware"
+    )
     named = set(re.findall(rf"\b((?:{groups})\.(?!md|html|ipynb|py\b)[a-z]\w+)", TEXT))
     assert len(named) > 8 and named - {"model.safetensors"} <= keys
 
 
 def test_citation():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert cited["cff-version"] == "1.2.0" and cited["preferred-citation"]["doi"] == "10.18653/v1/2022.acl-short.24"
+    assert (
+        cited["cff-version"] == "1.2.0"
+        and cited["preferred-citation"]["doi"] == "10.18653/v1/2022.acl-short.24"
+    )
     assert len(cited["preferred-citation"]["authors"]) == 6

@@ -1,4 +1,4 @@
-"""The tests behind the headline numbers can fail: each mutation of the code below turns the named test red."""
+"""The tests behind the headline numbers can fail: each mutation of the code turns the named test red."""
 
 import json
 import shutil
@@ -99,8 +99,14 @@ MUTATIONS = {  # what goes wrong: (file, as it is, as it must not be, the test t
 
 @pytest.fixture(scope="module")
 def warm():
-    """A process that has imported torch and transformers, and forks a pytest for each folder it is given: six seconds saved each time."""
-    process = subprocess.Popen([sys.executable, Path(__file__).with_name("forks.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
+    """A process with torch and transformers imported, which forks a pytest per folder: saves six seconds each."""
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("forks.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
     yield process
     process.stdin.close()
     process.wait()
@@ -118,12 +124,17 @@ def test_a_mutation_turns_its_test_red(warm, tmp_path, name):
     warm.stdin.write(json.dumps([str(tmp_path), test]) + "\n")
     warm.stdin.flush()
     status, output = json.loads(warm.stdout.readline())
-    assert status == 1 and f"FAILED tests/{test}" in output, output[-2000:]  # 1: a test failed; anything else is no verdict
+    assert status == 1 and f"FAILED tests/{test}" in output, output[
+        -2000:
+    ]  # 1: a test failed; anything else is no verdict
 
 
 def test_without_a_mutation_the_test_is_green(warm):
     """So that red means the mutation, not the way it is run."""
-    warm.stdin.write(json.dumps([str(ROOT), "kronecker/test_kronecker.py::test_residual_is_the_tail_of_the_spectrum"]) + "\n")
+    warm.stdin.write(
+        json.dumps([str(ROOT), "kronecker/test_kronecker.py::test_residual_is_the_tail_of_the_spectrum"])
+        + "\n"
+    )
     warm.stdin.flush()
     status, output = json.loads(warm.stdout.readline())
     assert status == 0, output[-2000:]

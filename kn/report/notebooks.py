@@ -91,7 +91,8 @@ class NotebookRunner:
     def __init__(self, profile: str, tables: list[int | str], seeds: int, store: Store):
         self.profile, self.tables, self.seeds, self.store = profile, tables, seeds, store
         self.folder, self.overrides = run.report_folder(profile), run.environment_overrides()
-        self.done, self.failures = finished(self.folder / "run.json"), []
+        self.done = finished(self.folder / "run.json")
+        self.failures: list[str] = []
         os.environ[run.READ_ONLY] = "1"
         # a kernel of an environment without kn finds it
         search = (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))

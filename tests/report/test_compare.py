@@ -37,19 +37,30 @@ def edit_run(folder, **changes):
 def test_a_report_agrees_with_itself(report):
     cells = compare.compare_cells(report, MINI)
     assert len(cells) > 300 and all(cell.agrees for cell in cells)
-    assert compare.compare_reports(report,
-                                   MINI).splitlines()[0].startswith(f"{len(cells)} of {len(cells)} cells of Tables 1-7 agree")
+    assert (
+        compare.compare_reports(report, MINI)
+        .splitlines()[0]
+        .startswith(f"{len(cells)} of {len(cells)} cells of Tables 1-7 agree")
+    )
 
 
 def test_tolerance_is_four_deviations_of_one_seed():
     """Table 4 and 7's perplexities are pooled, relative to their value; computed here cell by cell."""
     frame = compare.read_tables(MINI)
-    chosen = frame[(frame["metric"] + frame["unit"]).str.contains("perplexity") & (frame["sd"] != "") & frame["table"].isin(["4", "7"])]
-    relative = [float(sd) / float(ours)
-                for sd, ours in zip(chosen["sd"], chosen["ours"], strict=True) if float(sd)]
+    chosen = frame[
+        (frame["metric"] + frame["unit"]).str.contains("perplexity")
+        & (frame["sd"] != "")
+        & frame["table"].isin(["4", "7"])
+    ]
+    relative = [
+        float(sd) / float(ours) for sd, ours in zip(chosen["sd"], chosen["ours"], strict=True) if float(sd)
+    ]
     pooled = (sum(value**2 for value in relative) / len(relative)) ** 0.5
-    cell = next(c for c in compare.compare_cells(MINI, MINI)
-                if (c.table, c.row, c.column) == (4, "Perplexity", "KnGPT2"))
+    cell = next(
+        c
+        for c in compare.compare_cells(MINI, MINI)
+        if (c.table, c.row, c.column) == (4, "Perplexity", "KnGPT2")
+    )
     assert cell.tolerance == pytest.approx(4 * pooled * float(cell.reference), rel=1e-6)
 
 
@@ -71,16 +82,26 @@ def test_what_is_outside_is_named(report, number, row, column, value):
 
 def test_another_seed_is_inside(report):
     for number, row, column in ((4, "Perplexity", "KnGPT2"), (5, "KnGPT2", "CoLA")):
-        line = next(c for c in compare.compare_cells(MINI, MINI)
-                    if (c.table, c.row, c.column) == (number, row, column))
+        line = next(
+            c
+            for c in compare.compare_cells(MINI, MINI)
+            if (c.table, c.row, c.column) == (number, row, column)
+        )
         change(report, number, row, column, lambda v, line=line: f"{float(v) + 0.6 * line.tolerance:.6g}")
     assert all(cell.agrees for cell in compare.compare_cells(report, MINI))
 
 
 def test_differences_of_the_runs_are_said(report):
     environment = json.loads((report / "run.json").read_text())["environment"]
-    edit_run(report, seeds=1, environment={**environment, "device": "Some CPU",
-                                           "packages": {**environment["packages"], "torch": "9.9"}})
+    edit_run(
+        report,
+        seeds=1,
+        environment={
+            **environment,
+            "device": "Some CPU",
+            "packages": {**environment["packages"], "torch": "9.9"},
+        },
+    )
     text = compare.compare_reports(report, MINI)
     assert "device Some CPU against AMD EPYC" in text and "torch 9.9 against" in text
     assert "means of 1 against 5 seeds" in text
@@ -91,8 +112,10 @@ def test_differences_of_the_runs_are_said(report):
     [
         ({"profile": "midi"}, "unlike runs (profile midi against mini)"),
         ({"corpus": "other"}, "unlike runs (corpus other against 53ab8fd17eb73eca)"),
-        ({"overrides": ["pretrain.batch_size=8"]},
-         "unlike runs (overrides pretrain.batch_size=8 against none)"),
+        (
+            {"overrides": ["pretrain.batch_size=8"]},
+            "unlike runs (overrides pretrain.batch_size=8 against none)",
+        ),
     ],
 )
 def test_unlike_runs_are_refused(report, changes, message):
@@ -125,8 +148,10 @@ def test_a_finished_report_is_published(report, tmp_path):
     ("changes", "message"),
     [
         ({"finished": 394}, "lacks 1 stages: run its profile again first"),
-        ({"overrides": ["pretrain.batch_size=8"]},
-         "was made with --set pretrain.batch_size=8: publish a run of the profile's own settings"),
+        (
+            {"overrides": ["pretrain.batch_size=8"]},
+            "was made with --set pretrain.batch_size=8: publish a run of the profile's own settings",
+        ),
         ({"seeds": 1}, "has 5 seeds, {folder} has 1: run it with --seeds 5 first"),
     ],
 )

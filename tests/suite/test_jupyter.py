@@ -1,4 +1,4 @@
-"""Notebooks as README says to open them: JupyterLab in a real browser, kernels in another folder, PYTHONPATH unset."""
+"""Notebooks opened as README says: JupyterLab in a real browser, kernels in another folder, no PYTHONPATH."""
 
 import os
 import shutil
@@ -24,9 +24,17 @@ def environment(whole_test_run, tmp_path_factory):
     ours = ("PYTHONPATH", "KN_QUICK_IMPORT", "KN_SET", "KN_GLUE_SCORES")
     variables = {name: value for name, value in os.environ.items() if name not in ours}
     variables |= {"KN_HOME": str(whole_test_run / "store"), "KN_REPORTS": str(home / "reports")}
-    found = subprocess.run([sys.executable, "-c", "import kn; print(kn.__file__)"], cwd=home, env=variables, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", "import kn; print(kn.__file__)"],
+        cwd=home,
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
     if found.returncode and Path(sys.prefix) != ROOT / ".venv":
-        pytest.skip("kn is not installed in this environment (KN_PYTHON): python -m pip install -e . --no-deps")
+        pytest.skip(
+            "kn is not installed in this environment (KN_PYTHON): python -m pip install -e . --no-deps"
+        )
     assert found.returncode == 0, found.stderr[-500:]
     return variables
 
@@ -43,9 +51,18 @@ def lab(environment, tmp_path_factory):
     root, port = tmp_path_factory.mktemp("lab"), free_port()
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}"]
-    command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={root}"]
+    command += [
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        f"--ServerApp.root_dir={root}",
+    ]
     command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    settings = {**environment, "JUPYTER_CONFIG_DIR": str(root / "config"), "JUPYTER_RUNTIME_DIR": str(root / "runtime")}
+    settings = {
+        **environment,
+        "JUPYTER_CONFIG_DIR": str(root / "config"),
+        "JUPYTER_RUNTIME_DIR": str(root / "runtime"),
+    }
     settings |= {"JUPYTER_DATA_DIR": str(root / "data"), "JUPYTERLAB_SETTINGS_DIR": str(root / "settings")}
     with (root / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=root, env=settings, stdout=log, stderr=log)
@@ -70,7 +87,9 @@ def test_table1_in_jupyterlab(lab, tmp_path):
         page = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
         page.goto(f"{lab}/lab/tree/notebooks/table1.ipynb?reset")
         page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-        page.locator(".jp-NotebookPanel-toolbar .jp-KernelName, .jp-Toolbar-kernelName").first.wait_for(timeout=60_000)
+        page.locator(".jp-NotebookPanel-toolbar .jp-KernelName, .jp-Toolbar-kernelName").first.wait_for(
+            timeout=60_000
+        )
         page.get_by_role("menuitem", name="Edit", exact=True).click()
         page.get_by_role("menuitem", name="Clear Outputs of All Cells").click()
         assert page.locator(".jp-OutputArea .kn table").count() == 0
@@ -84,7 +103,9 @@ def test_table1_in_jupyterlab(lab, tmp_path):
         page.wait_for_timeout(500)
         page.screenshot(path=tmp_path / "table1.png")
         assert "50257x768" in table.inner_text() and table.bounding_box()["width"] > 400
-        page.wait_for_function("document.querySelectorAll('.jp-OutputArea-output pre').length > 0", timeout=60_000)
+        page.wait_for_function(
+            "document.querySelectorAll('.jp-OutputArea-output pre').length > 0", timeout=60_000
+        )
         assert not error.count(), error.first.inner_text()[-1000:]
 
 
@@ -96,7 +117,17 @@ def test_from_a_foreign_folder(environment, tmp_path, name):
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = cell.source.replace('profile = "mini"', 'profile = "test"')
     nbformat.write(source, tmp_path / f"{name}.ipynb")
-    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", f"{name}.ipynb"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "nbconvert",
+        "--to",
+        "notebook",
+        "--execute",
+        "--inplace",
+        f"{name}.ipynb",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     made = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
