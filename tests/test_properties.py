@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import USUAL, Attempts, anything, mostly, odd, tensors
 
-from kn import KroneckerEmbedding, KroneckerLinear, KroneckerSpec, attention_kl, capture, compress, count_parameters, ilkd_loss, nearest_kronecker, vanilla_kd_loss
+from kn import (
+    KroneckerEmbedding,
+    KroneckerLinear,
+    KroneckerSpec,
+    attention_kl,
+    capture,
+    compress,
+    count_parameters,
+    ilkd_loss,
+    nearest_kronecker,
+    vanilla_kd_loss,
+)
 
 EXACT = 1e-11  # float64 rounding of sums of a few hundred products, relative to their size
 attempt = Attempts()

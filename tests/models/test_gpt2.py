@@ -5,7 +5,17 @@ import torch
 from conftest import tiny_gpt2
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from kn import KnGPT2Config, KnGPT2ForSequenceClassification, KnGPT2LMHeadModel, KroneckerEmbedding, KroneckerLinear, KroneckerSpec, compress, count_parameters, nearest_kronecker
+from kn import (
+    KnGPT2Config,
+    KnGPT2ForSequenceClassification,
+    KnGPT2LMHeadModel,
+    KroneckerEmbedding,
+    KroneckerLinear,
+    KroneckerSpec,
+    compress,
+    count_parameters,
+    nearest_kronecker,
+)
 from kn.kronecker import kronecker_sum
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3], [1, 2, 3, 4, 5, 6]])

@@ -7,10 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from kn import KnLlamaForCausalLM, KroneckerLinear, KroneckerSpec, compress, count_parameters, nearest_kronecker
+from kn import (
+    KnLlamaForCausalLM,
+    KroneckerLinear,
+    KroneckerSpec,
+    compress,
+    count_parameters,
+    nearest_kronecker,
+)
 from kn.kronecker import kronecker_sum
 
 IDS = torch.randint(1, 50, (3, 11), generator=torch.Generator().manual_seed(5))
