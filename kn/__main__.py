@@ -23,7 +23,8 @@ try:
 except ModuleNotFoundError as error:  # a wheel holds the method alone
     if not str(error.name).startswith("kn."):
         raise
-    print("error: this installation holds the method alone; the suite needs a checkout: ./run_all.sh there", file=sys.stderr)
+    remedy = "the suite needs a checkout: ./run_all.sh there"
+    print(f"error: this installation holds the method alone; {remedy}", file=sys.stderr)
     sys.exit(2)
 
 TITLE = "Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression'; writes reports/<profile>/."
@@ -39,7 +40,7 @@ ERROR_STATUS: dict[type[BaseException], int] = {
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the missing stages, then the report; or print the plan."""
+    """Make the missing stages, then the report; or print the plan. ValueError for options that do not fit."""
     from kn.suite import doctor
 
     profile = profiles.load(options.profile, tuple(options.set))

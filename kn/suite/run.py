@@ -65,9 +65,9 @@ def records(store: Store, stages: list[Stage]) -> list[dict]:
         fields = record["fields"]
         if record["stage"] == "twin_check":
             fields["kind"] = fields.pop("check")
-        elif record["stage"] == "finetune_glue":
-            if test := scores.get((fields["row"], fields["seed"]), {}).get(fields["task"]):
-                record["metrics"]["test"] = test
+        row_scores = scores.get((fields.get("row"), fields.get("seed")), {})
+        if record["stage"] == "finetune_glue" and fields["task"] in row_scores:
+            record["metrics"]["test"] = row_scores[fields["task"]]
     return found
 
 

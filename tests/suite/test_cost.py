@@ -7,10 +7,10 @@ import pytest
 from conftest import TIMED
 
 from kn.suite import cost, profiles, timing
-from kn.suite import run as stages
+from kn.suite.plan import plan_stages
 from kn.suite.store import Store
 
-PLAN = stages.plan_stages(profiles.PAPER, without_mirror=True)[0]
+PLAN = plan_stages(profiles.PAPER, without_mirror=True)[0]
 
 
 def pick(kind, **fields):

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from kn.suite import distributed, profiles, settings
-from kn.suite import plan as kinds
+from kn.suite.planner import StagePlanner
 from kn.suite.store import Stage, Store
 from kn.suite.work import WORK
 
@@ -17,7 +17,7 @@ STEPS = 12
 def plan(processes):
     """The test profile with enough steps to differ in, in float32 so that rounding stays small."""
     longer = dataclasses.replace(profiles.TEST.pretrain, max_steps=STEPS)
-    made = kinds.StagePlanner(
+    made = StagePlanner(
         dataclasses.replace(
             profiles.TEST, pretrain=longer, ablation=longer, hardware=settings.Hardware(processes=processes)
         )

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from kn.suite import devices, executors, launch, profiles
-from kn.suite import run as stages
+from kn.suite.plan import plan_stages
 from kn.suite.store import Store
 
-PLAN = stages.plan_stages(profiles.TEST, tables=(3,))[0]
+PLAN = plan_stages(profiles.TEST, tables=(3,))[0]
 
 
 def metrics(store):
