@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+from types import SimpleNamespace
 
 import pytest
 from conftest import TIMED
@@ -54,7 +55,8 @@ def begun(tmp_path_factory):
         patch.setattr(cost, "check_disk_space", lambda *_: None)
         patch.setattr(command.launch, "run", lambda *_, **__: found.append("stages"))
         patch.setattr("kn.suite.doctor.examine", lambda *_: [("ok", "all is well")])
-        patch.setattr("kn.report.notebooks.run_all", lambda *_: 0)
+        runner = SimpleNamespace(update=None, finish=lambda *_: 0)  # executes no notebook
+        patch.setattr("kn.report.notebooks.NotebookRunner", lambda *_: runner)
         patch.setattr("kn.data.documentation.build", lambda *_, **__: found.append("corpus") or {})
         patch.setattr("kn.data.mirror.make", lambda *_, **__: found.append("mirror"))
         patch.setattr("kn.data.mirror.wheels", lambda *_: None)

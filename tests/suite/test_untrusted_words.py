@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cheap
 import pandas
@@ -156,7 +157,8 @@ def quiet(tmp_path, monkeypatch):
     monkeypatch.setenv("KN_SET", "")
     monkeypatch.setattr(command.timing, "measured_timing", lambda *_: TIMED)
     monkeypatch.setattr(command.launch, "run", lambda *_, **__: [])
-    monkeypatch.setattr("kn.report.notebooks.run_all", lambda *_: 0)
+    runner = SimpleNamespace(update=None, finish=lambda *_: 0)  # executes no notebook
+    monkeypatch.setattr("kn.report.notebooks.NotebookRunner", lambda *_: runner)
     return command.main
 
 
