@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict
-from typing import Any
 
-import torch
 from torch import nn
 
 from kn.align import prepare
@@ -14,7 +11,7 @@ from kn.kronecker import checks
 from kn.kronecker.layers import KRONECKER_MODULES, KroneckerHead, is_conv1d
 from kn.models import model_card
 from kn.models.auto import COMPRESSED_CLASSES
-from kn.models.base import KroneckerModel
+from kn.models.base import KroneckerModel, convert_config, model_like
 from kn.models.config import KroneckerSpec
 
 
@@ -47,13 +44,9 @@ def factorize(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
 
     Raises ValueError if its weights do not fit.
     """
-    student_class: Any = COMPRESSED_CLASSES[type(model)]
-    own = ("model_type", "architectures", "tie_word_embeddings")
-    fields = {k: v for k, v in model.config.to_dict().items() if k not in own}
-    config = student_class.config_class(**fields, kronecker=asdict(spec))
-    config._attn_implementation = model.config._attn_implementation
-    with torch.device(model.device):
-        student = student_class(config).to(model.dtype)
+    student_class = COMPRESSED_CLASSES[type(model)]
+    config = convert_config(model.config, student_class.config_class, kronecker=asdict(spec))
+    student = model_like(model, student_class, config)
     state = {k: v.clone() for k, v in model.state_dict().items()}  # a tied head has its own name here
     factored = {name: m for name, m in student.named_modules() if isinstance(m, KRONECKER_MODULES)}
     for name, module in factored.items():
@@ -69,6 +62,4 @@ def factorize(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
     if missing or unexpected:
         problem = f"missing {missing[:3]}, unexpected {unexpected[:3]}"
         raise ValueError(f"the teacher's weights do not fit: {problem}")
-    if student.can_generate():
-        student.generation_config = copy.deepcopy(model.generation_config)
-    return student.train(model.training)
+    return student

@@ -208,10 +208,10 @@ def compressed_layers(spec: KroneckerSpec, layers: int) -> tuple[set[int], set[i
 
     Raises ValueError where only some matrices of one are, or where B has a shape of its own.
     """
-    sides = {path: side for path, (side, _) in KnLlamaForCausalLM.target_modules.items()}
-    shapes = spec.factor_shapes(layers, sides, KnLlamaForCausalLM.out_proj)
+    targets = KnLlamaForCausalLM.target_modules
+    shapes = spec.factor_shapes(layers, targets, KnLlamaForCausalLM.out_proj)
     found = []
-    for paths in ([path for path in sides if path not in GATED], GATED):
+    for paths in ([path for path in targets if path not in GATED], GATED):
         found.append({i for i in range(layers) if f"{i}.{paths[0]}" in shapes})
         together = {f"{i}.{path}" for i in found[-1] for path in paths}
         if {name for name in shapes if name.partition(".")[2] in paths} != together:

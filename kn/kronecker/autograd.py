@@ -28,13 +28,12 @@ def expand(a: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
     rows, m = a.shape[0], a.shape[1] // fused
     a = a.view(rows, fused, m)
     y = a.new_empty(rows, fused, m, f)
-    biases = (None,) * f if bias is None else bias.view(fused, m, f).unbind(-1)
     # f strided writes take half the time of a broadcast over f
-    for out, b, beta in zip(y.unbind(-1), B.unsqueeze(1).unbind(-1), biases, strict=True):
-        if beta is None:
-            torch.mul(a, b, out=out)
+    for j, b in enumerate(B.unsqueeze(1).unbind(-1)):
+        if bias is None:
+            torch.mul(a, b, out=y[..., j])
         else:
-            torch.addcmul(beta, a, b, out=out)
+            torch.addcmul(bias.view(fused, m, f)[..., j], a, b, out=y[..., j])
     return y.view(rows, -1)
 
 
@@ -43,11 +42,10 @@ def contract(x: Tensor, B: Tensor) -> Tensor:
     fused, f = B.shape
     if fused == 1:
         return x.view(x.shape[0], -1, f) @ B[0]
-    columns = zip(x.view(x.shape[0], fused, -1, f).unbind(-1), B.unsqueeze(1).unbind(-1), strict=True)
-    first, b = next(columns)
-    z = first * b
-    for column, b in columns:
-        z.addcmul_(column, b)
+    X, B = x.view(x.shape[0], fused, -1, f), B.unsqueeze(1)
+    z = X[..., 0] * B[..., 0]
+    for j in range(1, f):
+        z.addcmul_(X[..., j], B[..., j])
     return z.flatten(1)
 
 

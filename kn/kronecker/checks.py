@@ -6,13 +6,14 @@ Each raises TypeError or ValueError with one line that names the argument, its v
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 MAX_NUMEL = 2**40  # entries of a weight: 4 TB in float32, more than any machine has
 
 
-def describe_value(value: object) -> str:
+def describe_value(value: Any) -> str:
     """A value in an error message: one line of at most 60 characters; of a tensor, shape and dtype."""
     if isinstance(value, torch.Tensor):
         return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
@@ -20,58 +21,60 @@ def describe_value(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def require_positive_int(name: str, value: object) -> int:
+def _require(is_type: bool, is_allowed: bool, name: str, value: Any, expected: str) -> None:
+    if not is_type or not is_allowed:
+        error = ValueError if is_type else TypeError
+        raise error(f"{name} is {describe_value(value)}: expected {expected}")
+
+
+def require_positive_int(name: str, value: Any) -> int:
     """An int of at least 1 (no bool). Raises TypeError for another type, ValueError for a smaller number."""
-    message = f"{name} is {describe_value(value)}: expected an integer of at least 1"
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(message)
-    if value < 1:
-        raise ValueError(message)
+    is_int = type(value) is int
+    _require(is_int, is_int and value >= 1, name, value, "an integer of at least 1")
     return value
 
 
-def require_nonnegative(name: str, value: object, positive: bool = False) -> float:
+def require_sizes(**sizes: int) -> None:
+    """Positive ints whose product is at most MAX_NUMEL. Raises TypeError or ValueError."""
+    for name, value in sizes.items():
+        require_positive_int(name, value)
+    if math.prod(sizes.values()) > MAX_NUMEL:
+        described = " and ".join(f"{name} {describe_value(value)}" for name, value in sizes.items())
+        raise ValueError(f"a weight of {described} is larger than any memory")
+
+
+def require_nonnegative(name: str, value: Any, positive: bool = False) -> float:
     """A finite number ≥ 0, > 0 if `positive`. Raises TypeError for no number, ValueError for other ones."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_allowed = is_number and 0 <= value < math.inf and (value > 0 or not positive)
     sign = "positive" if positive else "non-negative"
-    message = f"{name} is {describe_value(value)}: expected a finite {sign} number"
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(message)
-    if not 0 <= value < math.inf or positive and not value:
-        raise ValueError(message)
+    _require(is_number, is_allowed, name, value, f"a finite {sign} number")
     return value
 
 
-def require_bool(name: str, value: object) -> None:
+def require_bool(name: str, value: Any) -> None:
     """True or False. Raises TypeError for anything else."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is {describe_value(value)}: expected True or False")
+    _require(isinstance(value, bool), True, name, value, "True or False")
 
 
-def require_float_tensor(name: str, value: object, dimensions: int | None = None) -> torch.Tensor:
+def require_float_tensor(name: str, value: Any, dimensions: int | None = None) -> torch.Tensor:
     """A non-empty floating-point tensor. Raises TypeError for another type, ValueError for another shape."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} is {describe_value(value)}: expected a tensor")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} is {describe_value(value)}: expected a floating-point dtype")
-    if dimensions is not None and value.ndim != dimensions:
-        raise ValueError(f"{name} is {describe_value(value)}: expected {dimensions} dimensions")
-    if not value.numel():
-        raise ValueError(f"{name} is {describe_value(value)}: it is empty")
+    _require(isinstance(value, torch.Tensor), True, name, value, "a tensor")
+    _require(value.is_floating_point(), True, name, value, "a floating-point dtype")
+    _require(True, dimensions in (None, value.ndim), name, value, f"{dimensions} dimensions")
+    _require(True, value.numel() > 0, name, value, "at least one entry")
     return value
 
 
-def require_shape(name: str, value: object, alternative: str = "") -> tuple[int, int]:
+def require_shape(name: str, value: Any, alternative: str = "") -> tuple[int, int]:
     """Two positive integers; `alternative` ends the message. Raises TypeError or ValueError."""
-    message = f"{name} is {describe_value(value)}: expected (rows, columns), such as (2, 1){alternative}"
-    if not isinstance(value, tuple | list):
-        raise TypeError(message)
-    if len(value) != 2:
-        raise ValueError(message)
+    is_list, expected = isinstance(value, tuple | list), f"(rows, columns), such as (2, 1){alternative}"
+    _require(is_list, is_list and len(value) == 2, name, value, expected)
     rows, columns = value
     return require_positive_int(f"{name}'s rows", rows), require_positive_int(f"{name}'s columns", columns)
 
 
-def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def require_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """One of the allowed strings. Raises ValueError for anything else."""
     if not isinstance(value, str) or value not in allowed:
         choices = ", ".join(map(repr, allowed))

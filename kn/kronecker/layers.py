@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kn.kronecker import checks
 from kn.kronecker.autograd import column_factor_linear, row_factor_linear
-from kn.kronecker.nearest import factor_shapes, kronecker_sum, nearest_kronecker, require_rank
+from kn.kronecker.nearest import Shape, factor_shapes, kronecker_sum, nearest_kronecker, require_rank
 
 # On a CPU a layer of at most this many weights builds A ⊗ B first: the expansion of every token costs more
 # than the smaller product saves. Forward and backward in bf16 autocast, one thread, microseconds, A ⊗ B built
@@ -38,8 +38,7 @@ def is_conv1d(module: nn.Module) -> bool:
 
 def kronecker_apply(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """y = (Σ_r A_r ⊗ B_r) x for x (…, n1·n2) → (…, m1·m2), as Y = A X Bᵀ with the cheaper product first."""
-    (rank, m1, n1), (_, m2, n2) = A.shape, B.shape
-    batch = x.shape[:-1]
+    (rank, m1, n1), (_, m2, n2), batch = A.shape, B.shape, x.shape[:-1]
     if m1 * n1 * n2 + m1 * n2 * m2 <= n1 * n2 * m2 + m1 * n1 * m2:  # multiply-adds, A first and B first
         X = x.reshape(*batch, n1, n2).transpose(-1, -2)  # (…, n2, n1)
         Y = F.linear(X, A.reshape(rank * m1, n1)).reshape(*batch, n2, rank, m1)
@@ -55,7 +54,38 @@ def kronecker_apply(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     return Y.transpose(-1, -2).reshape(*batch, m1 * m2)
 
 
-class KroneckerLinear(nn.Module):
+class _KroneckerLayer(nn.Module):
+    """Base of the layers: parameters A (num_fused·rank, m1, n1) and B (num_fused·rank, m2, n2).
+
+    At num_fused = rank = 1 the first dimension may be missing.
+    """
+
+    rank = num_fused = 1
+
+    def reset_parameters(self, std: float = 0.02) -> None:
+        """Random initialisation: A normal around 0, B around 1, standard deviation `std`; bias zero."""
+        with torch.no_grad():
+            self.A.normal_(0.0, std)
+            self.B.normal_(1.0, std)
+            if getattr(self, "bias", None) is not None:
+                self.bias.zero_()
+
+    def approximate(self, weight: Tensor, scale: str = "sqrt") -> None:
+        """Set A and B to the nearest Kronecker products of a dense weight (out, in), map by map."""
+        b_shape, maps = tuple(self.B.shape[-2:]), weight.chunk(self.num_fused)
+        factors = [nearest_kronecker(W, b_shape, self.rank, scale) for W in maps]
+        with torch.no_grad():
+            for parameter, values in zip((self.A, self.B), zip(*factors, strict=True), strict=True):
+                parameter.copy_(torch.cat(values).view_as(parameter))
+
+    @property
+    def weight(self) -> Tensor:
+        """Dense weight (out, in), of an embedding (num_embeddings, d); a reference, not used by forward."""
+        A, B = (t.view(-1, *t.shape[-2:]).split(self.rank) for t in (self.A, self.B))
+        return torch.cat([kronecker_sum(*factors) for factors in zip(A, B, strict=True)])
+
+
+class KroneckerLinear(_KroneckerLayer):
     """Linear layer y = (Σ_r A_r ⊗ B_r) x + bias (eq. 1), for x (…, in_features) → y (…, out_features).
 
     The parameters are A (num_fused·rank, m1, n1) and B (num_fused·rank, m2, n2). `num_fused` maps of the same
@@ -65,16 +95,12 @@ class KroneckerLinear(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, b_shape: tuple[int, int], rank: int = 1, bias: bool = True,
+        self, in_features: int, out_features: int, b_shape: Shape, rank: int = 1, bias: bool = True,
         num_fused: int = 1,
     ):
         super().__init__()
-        checks.require_positive_int("in_features", in_features)
-        checks.require_positive_int("out_features", out_features)
+        checks.require_sizes(in_features=in_features, out_features=out_features)
         checks.require_positive_int("num_fused", num_fused)
-        if in_features * out_features > checks.MAX_NUMEL:
-            inputs, outputs = checks.describe_value(in_features), checks.describe_value(out_features)
-            raise ValueError(f"a layer of {inputs} inputs and {outputs} outputs is larger than any memory")
         if out_features % num_fused:
             raise ValueError(f"num_fused {num_fused} does not divide out_features {out_features}")
         (m1, n1), (m2, n2) = factor_shapes((out_features // num_fused, in_features), b_shape)
@@ -86,26 +112,17 @@ class KroneckerLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.reset_parameters()
 
-    def reset_parameters(self, std: float = 0.02) -> None:
-        """Random initialisation: A normal around 0, B around 1, standard deviation `std`; bias zero."""
-        with torch.no_grad():
-            self.A.normal_(0.0, std)
-            self.B.normal_(1.0, std)
-            if self.bias is not None:
-                self.bias.zero_()
-
     @classmethod
     def from_linear(
-        cls, linear: nn.Module, b_shape: tuple[int, int], rank: int = 1, num_fused: int = 1,
-        scale: str = "sqrt",
+        cls, linear: nn.Module, b_shape: Shape, rank: int = 1, num_fused: int = 1, scale: str = "sqrt"
     ) -> KroneckerLinear:
         """The nearest Kronecker layer to nn.Linear or transformers' Conv1D, with its dtype and device.
 
         Raises TypeError for another layer, and ValueError as the constructor and nearest_kronecker do.
         """
         if not is_conv1d(linear) and not isinstance(linear, nn.Linear):
-            name = type(linear).__name__
-            raise TypeError(f"from_linear takes nn.Linear or transformers' Conv1D, got {name}")
+            got = type(linear).__name__
+            raise TypeError(f"from_linear takes nn.Linear or transformers' Conv1D, got {got}")
         weight = linear.weight.detach().T if is_conv1d(linear) else linear.weight.detach()  # (out, in)
         layer = cls(weight.shape[1], weight.shape[0], b_shape, rank, linear.bias is not None, num_fused)
         layer = layer.to(device=weight.device, dtype=weight.dtype)
@@ -114,20 +131,6 @@ class KroneckerLinear(nn.Module):
             with torch.no_grad():
                 layer.bias.copy_(linear.bias)
         return layer
-
-    def approximate(self, weight: Tensor, scale: str = "sqrt") -> None:
-        """Set A and B to the nearest Kronecker products of a dense weight (out, in), map by map."""
-        b_shape, maps = tuple(self.B.shape[1:]), weight.chunk(self.num_fused)
-        factors = [nearest_kronecker(W, b_shape, self.rank, scale) for W in maps]
-        with torch.no_grad():
-            self.A.copy_(torch.cat([A for A, _ in factors]))
-            self.B.copy_(torch.cat([B for _, B in factors]))
-
-    @property
-    def weight(self) -> Tensor:
-        """Dense weight (out_features, in_features); a reference, not used by forward."""
-        factors = zip(self.A.split(self.rank), self.B.split(self.rank), strict=True)
-        return torch.cat([kronecker_sum(A, B) for A, B in factors])
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -160,18 +163,7 @@ class KroneckerLinear(nn.Module):
         return f"{self.in_features} -> {self.out_features}, {factors}, bias {self.bias is not None}"
 
 
-class _EmbeddingFactors(nn.Module):
-    """Base of the embedding and its tied head: the table W_E = A ⊗ B (num_embeddings, d), B with one row."""
-
-    bias = None
-
-    @property
-    def weight(self) -> Tensor:
-        """Dense table (num_embeddings, d); a reference, not used by forward."""
-        return kronecker_sum(self.A[None], self.B[None])
-
-
-class KroneckerEmbedding(_EmbeddingFactors):
+class KroneckerEmbedding(_KroneckerLayer):
     """Embedding W_E = A ⊗ B, A (num_embeddings, embedding_dim / factor), B (1, factor): §3.2 of the paper.
 
     ids (…) of int64 → (…, embedding_dim), each the Kronecker product of one row of A with B: O(embedding_dim)
@@ -181,20 +173,14 @@ class KroneckerEmbedding(_EmbeddingFactors):
 
     def __init__(self, num_embeddings: int, embedding_dim: int, factor: int):
         super().__init__()
-        sizes = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, "factor": factor}
-        for name, value in sizes.items():
-            checks.require_positive_int(name, value)
-        if num_embeddings * embedding_dim > checks.MAX_NUMEL:
-            rows, columns = checks.describe_value(num_embeddings), checks.describe_value(embedding_dim)
-            raise ValueError(f"an embedding of {rows} rows of {columns} is larger than any memory")
+        checks.require_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        checks.require_positive_int("factor", factor)
         if embedding_dim % factor:
             raise ValueError(f"factor {factor} does not divide embedding_dim {embedding_dim}")
         self.num_embeddings, self.embedding_dim, self.factor = num_embeddings, embedding_dim, factor
         self.A = nn.Parameter(torch.empty(num_embeddings, embedding_dim // factor))
         self.B = nn.Parameter(torch.empty(1, factor))
         self.reset_parameters()
-
-    reset_parameters = KroneckerLinear.reset_parameters
 
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding, factor: int, scale: str = "sqrt") -> KroneckerEmbedding:
@@ -206,22 +192,15 @@ class KroneckerEmbedding(_EmbeddingFactors):
         layer.approximate(weight, scale)
         return layer
 
-    def approximate(self, weight: Tensor, scale: str = "sqrt") -> None:
-        """Set A and B to the nearest Kronecker product of a dense table (num_embeddings, embedding_dim)."""
-        A, B = nearest_kronecker(weight, (1, self.factor), 1, scale)
-        with torch.no_grad():
-            self.A.copy_(A[0])
-            self.B.copy_(B[0])
-
     def forward(self, ids: Tensor) -> Tensor:
         return (F.embedding(ids, self.A).unsqueeze(-1) * self.B[0]).flatten(-2)
 
     def extra_repr(self) -> str:
-        (rows, columns), d = self.A.shape, self.embedding_dim
-        return f"{self.num_embeddings}, {d}, A {rows}x{columns}, B 1x{self.factor}"
+        rows, columns = self.A.shape
+        return f"{self.num_embeddings}, {self.embedding_dim}, A {rows}x{columns}, B 1x{self.factor}"
 
 
-class KroneckerHead(_EmbeddingFactors):
+class KroneckerHead(_KroneckerLayer):
     """Output head tied to a Kronecker embedding W_E = A ⊗ B (§3.2), hidden (…, d) → logits (…, vocabulary).
 
     The hidden state is contracted with B first, so it costs 1/factor of a dense head.

@@ -36,9 +36,8 @@ def require_rank(rank: int, a_shape: Shape, b_shape: Shape) -> None:
     (m1, n1), (m2, n2) = a_shape, b_shape
     largest = min(m1 * n1, m2 * n2)
     if checks.require_positive_int("rank", rank) > largest:
-        shapes = f"W {m1 * m2}x{n1 * n2} with B {m2}x{n2}"
-        described = checks.describe_value(rank)
-        raise ValueError(f"rank {described} is not possible for {shapes}: allowed are 1 to {largest}")
+        problem, shapes = f"rank {checks.describe_value(rank)}", f"W {m1 * m2}x{n1 * n2} with B {m2}x{n2}"
+        raise ValueError(f"{problem} is not possible for {shapes}: allowed are 1 to {largest}")
 
 
 def nearest_kronecker(W: Tensor, b_shape: Shape, rank: int = 1, scale: str = "sqrt") -> tuple[Tensor, Tensor]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from transformers import PreTrainedConfig
 
 from kn.kronecker import KroneckerEmbedding, KroneckerHead, KroneckerLinear
 from kn.kronecker.layers import KRONECKER_MODULES, is_conv1d
 from kn.models import loading, model_card
-from kn.models.config import FactorShapes
-from kn.models.fold import Parts, fold, install_narrow
+from kn.models.fold import Parts, foldable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _PreTrainedModel
@@ -32,7 +32,7 @@ class KroneckerModel(_PreTrainedModel):
       target_modules                {path in a block: (side that shares an entry of A, number of fused maps)}
       out_proj                      the target module that spec.out_proj switches
       foldable_parts                the sublayers that fold.py may make narrow
-      dense_class                   the stock class
+    and stands before the stock class, which becomes `dense_class`.
     """
 
     blocks_path: str
@@ -41,6 +41,10 @@ class KroneckerModel(_PreTrainedModel):
     out_proj: str
     foldable_parts: Parts = ()
     dense_class: type[nn.Module]
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.dense_class = next(base for base in cls.__mro__ if not issubclass(base, KroneckerModel))
 
     def post_init(self):
         base = self.base_model
@@ -63,55 +67,47 @@ class KroneckerModel(_PreTrainedModel):
     def _install_factors(self, base: nn.Module) -> None:
         """Replace the chosen layers and the embedding by uninitialised Kronecker or narrow ones, in place."""
         spec, blocks = self.config.spec, base.get_submodule(self.blocks_path)
-        shapes = self.factor_shapes(len(blocks))
-        narrow = install_narrow(blocks, shapes, self.foldable_parts) if self.config.folded else set()
+        shapes = spec.factor_shapes(len(blocks), self.target_modules, self.out_proj)
+        if self.config.folded:
+            for index, part, factor in foldable(blocks, shapes, self.foldable_parts):
+                part.install(blocks[index], factor)
+                for path in part.paths:
+                    shapes.pop(f"{index}.{path}", None)
         for name, (b_shape, rank) in shapes.items():
-            if name in narrow:
-                continue
-            index, _, path = name.partition(".")
-            dense = blocks[int(index)].get_submodule(path)
+            dense, num_fused = blocks.get_submodule(name), self.target_modules[name.partition(".")[2]][1]
             n, m = dense.weight.shape if is_conv1d(dense) else dense.weight.shape[::-1]
             try:
-                num_fused = self.target_modules[path][1]
                 layer = KroneckerLinear(n, m, b_shape, rank, dense.bias is not None, num_fused)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-            blocks[int(index)].set_submodule(path, layer.to(dense.weight.dtype))
+            blocks.set_submodule(name, layer.to(dense.weight.dtype))
         if spec.embedding:
             dense, factor = base.get_submodule(self.embedding_path), spec.embedding_factor or spec.factor
             embedding = KroneckerEmbedding(dense.num_embeddings, dense.embedding_dim, factor)
             base.set_submodule(self.embedding_path, embedding.to(dense.weight.dtype))
 
-    def factor_shapes(self, n_layer: int) -> FactorShapes:
-        """{"layer.path": (B's shape, rank)} of every block matrix that the configuration compresses."""
-        sides = {path: side for path, (side, _) in self.target_modules.items()}
-        return self.config.spec.factor_shapes(n_layer, sides, self.out_proj)
-
     def _init_weights(self, module):
-        if isinstance(module, (KroneckerLinear, KroneckerEmbedding)):
-            module.reset_parameters(self.config.initializer_range)
-            return
         # GPT-2 would rescale c_proj.weight
         compressed_mlp = isinstance(getattr(module, "c_proj", None), KroneckerLinear)
-        if not compressed_mlp and not isinstance(module, KroneckerHead):
+        if isinstance(module, (KroneckerLinear, KroneckerEmbedding)):
+            module.reset_parameters(self.config.initializer_range)
+        elif not isinstance(module, KroneckerHead) and not compressed_mlp:
             super()._init_weights(module)
 
-    def _get_resized_embeddings(
-        self, old_embeddings, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True
-    ):
+    def _get_resized_embeddings(self, old_embeddings, *args, **kwargs):
         resize = super()._get_resized_embeddings
         if not isinstance(old_embeddings, KroneckerEmbedding):
-            return resize(old_embeddings, new_num_tokens, pad_to_multiple_of, mean_resizing)
+            return resize(old_embeddings, *args, **kwargs)
         rows = nn.Embedding.from_pretrained(old_embeddings.A.detach(), freeze=False)  # a token is a row of A
-        rows = resize(rows, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        rows = resize(rows, *args, **kwargs)
         old_embeddings.A = nn.Parameter(rows.weight.detach())
         old_embeddings.num_embeddings = rows.num_embeddings
         return old_embeddings
 
-    def _get_resized_lm_head(self, old_lm_head, new_num_tokens=None, transposed=False, mean_resizing=True):
+    def _get_resized_lm_head(self, old_lm_head, *args, **kwargs):
         if isinstance(old_lm_head, KroneckerHead):
             return KroneckerHead(self.base_model.get_submodule(self.embedding_path))  # already resized
-        return super()._get_resized_lm_head(old_lm_head, new_num_tokens, transposed, mean_resizing)
+        return super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, folder, *args, **kwargs):
@@ -126,24 +122,44 @@ class KroneckerModel(_PreTrainedModel):
         with loading.one_line_load_errors(folder):
             return super().from_pretrained(folder, *args, **kwargs)
 
+    @torch.no_grad()
     def fold(self):
-        """The same model for inference with exactly narrower compressed layers: see fold.py."""
-        return fold(self)
+        """The same model for inference, its compressed layers narrow: at factor 2 half their work and KV cache.
+
+        Class and logits stay the same, up to rounding; what cannot be narrow exactly stays as it is: fold.py.
+        Raises ValueError for a folded model, and where nothing can be narrow.
+        """
+        if self.config.folded:
+            raise ValueError("this model is folded already")
+        blocks, state = self.base_model.get_submodule(self.blocks_path), dict(self.state_dict())
+        blocks_path = next(name for name, module in self.named_modules() if module is blocks)
+        shapes = self.config.spec.factor_shapes(len(blocks), self.target_modules, self.out_proj)
+        for index, part, factor in foldable(blocks, shapes, self.foldable_parts):
+            prefix = f"{blocks_path}.{index}."
+            replaced = tuple(f"{prefix}{path}." for path in part.paths)
+            state = {name: value for name, value in state.items() if not name.startswith(replaced)}
+            folded_state = part.folded_state_dict(blocks[index], factor)
+            state |= {prefix + name: value for name, value in folded_state.items()}
+        config = copy.deepcopy(self.config)
+        config.folded = True
+        folded = model_like(self, type(self), config)
+        folded.load_state_dict(state)
+        return folded.eval()
 
     def to_dense(self):
         """A stock transformers model, logits equal up to rounding. Raises ValueError for a folded model."""
         if self.config.folded:
             raise ValueError("to_dense needs the model before fold(): narrow layers cannot be widened again")
-        own = ("kronecker", "folded", "provenance", "model_type", "architectures")
-        fields = {k: v for k, v in self.config.to_dict().items() if k not in own}
-        config = self.dense_class.config_class(**fields)
-        config._attn_implementation = self.config._attn_implementation
-        with torch.device(self.device):
-            dense = self.dense_class(config).to(self.dtype)
-        dense.load_state_dict(dense_state_dict(self, dense))
-        if self.can_generate():
-            dense.generation_config = copy.deepcopy(self.generation_config)
-        return dense.train(self.training)
+        config = convert_config(self.config, self.dense_class.config_class)
+        dense, state = model_like(self, self.dense_class, config), dict(self.state_dict())
+        for name, module in self.named_modules():
+            if isinstance(module, KRONECKER_MODULES):  # every Kronecker product multiplied out
+                del state[f"{name}.A"], state[f"{name}.B"]
+                weight = module.weight.detach()  # (out, in)
+                weight = weight.T if is_conv1d(dense.get_submodule(name)) else weight
+                state[f"{name}.weight"] = weight.contiguous()
+        dense.load_state_dict(state)
+        return dense
 
     def save_pretrained(self, save_directory, *args, tokenizer=None, evaluation=None, **kwargs):
         """transformers' save_pretrained, the tokenizer if given, and a model card.
@@ -156,24 +172,26 @@ class KroneckerModel(_PreTrainedModel):
         model_card.write(self, save_directory, count_parameters(self), evaluation)
 
 
-def dense_state_dict(model: KroneckerModel, dense: nn.Module) -> dict[str, Tensor]:
-    """State dict for `dense`, every Kronecker product multiplied out, for Conv1D as (in, out)."""
-    state = dict(model.state_dict())
-    for name, module in model.named_modules():
-        if isinstance(module, KRONECKER_MODULES):
-            del state[f"{name}.A"], state[f"{name}.B"]
-            weight = module.weight.detach()  # (out, in)
-            if is_conv1d(dense.get_submodule(name)):
-                weight = weight.T
-            state[f"{name}.weight"] = weight.contiguous()
-    return state
+def convert_config(config: PreTrainedConfig, config_class: type[PreTrainedConfig], **changes) -> Any:
+    """A `config_class` with the fields of the stock architecture from `config`, and `changes`."""
+    own = ("kronecker", "folded", "provenance", "model_type", "architectures")
+    return config_class(**{k: v for k, v in config.to_dict().items() if k not in own}, **changes)
+
+
+def model_like(model: nn.Module, model_class: type[nn.Module], config: PreTrainedConfig) -> Any:
+    """A model of random weights with model's device, dtype, mode, attention and generation settings."""
+    config._attn_implementation = model.config._attn_implementation
+    with torch.device(model.device):
+        built = model_class(config).to(model.dtype)
+    if built.can_generate():
+        built.generation_config = copy.deepcopy(model.generation_config)
+    return built.train(model.training)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Parameters {"total", "without_head"}: with and without an untied output head (Table 3).
 
-    A tied head is counted once, in both.
-    Raises TypeError for anything but a transformers model.
+    A tied head is counted once, in both. Raises TypeError for anything but a transformers model.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "get_input_embeddings"):
         raise TypeError(f"count_parameters takes a model of transformers, got {type(model).__name__}")

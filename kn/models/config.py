@@ -16,6 +16,7 @@ INITS, HEADS = ("svd", "aligned"), ("dense", "tied")
 NAMED_LAYERS = {"odd": "1::2", "even": "::2", "all": ":"}
 LAYER_SYNTAX = "'odd', 'even', 'all', indices and slices such as '0,2,6:', or a tuple of indices"
 Shape = tuple[int, int]
+Target = tuple[str, int]
 FactorShapes = dict[str, tuple[Shape, int]]  # "layer.path" or, for one block, "path": B's shape and the rank
 
 
@@ -88,23 +89,23 @@ class KroneckerSpec:
                 raise ValueError(f"layers {self.layers!r} is unknown: allowed are {allowed}")
         return found
 
-    def factor_shapes(self, n_layer: int, targets: Mapping[str, str], out_proj: str) -> FactorShapes:
+    def factor_shapes(self, n_layer: int, targets: Mapping[str, Target], out_proj: str) -> FactorShapes:
         """{"layer.path": (B's shape, rank)} of every compressed matrix of the blocks.
 
         `targets` maps the path of each matrix in a block to the side that shares an entry of A, "outputs" or
-        "inputs". Raises ValueError for patterns or layers that match nothing.
+        "inputs", and its number of fused maps. Raises ValueError for patterns or layers that match nothing.
         """
         layers = self.indices(n_layer)
-        sides = {path: side for path, side in targets.items() if self.out_proj or path != out_proj}
+        paths = [path for path in targets if self.out_proj or path != out_proj]
         shapes = {"outputs": (self.factor, 1), "inputs": (1, self.factor)}
         found: dict[str, tuple[Shape | None, int]] = {
-            f"{index}.{path}": (shapes[side], self.rank) for index in layers for path, side in sides.items()
+            f"{index}.{path}": (shapes[targets[path][0]], self.rank) for index in layers for path in paths
         }
 
         def matching(kind: str, pattern: str) -> list[str]:
             names = [n for n in found if fnmatchcase(n, pattern) or fnmatchcase(n.partition(".")[2], pattern)]
             if not names:
-                compressed = f"{', '.join(sides)} in layers {', '.join(map(str, layers)) or '(none)'}"
+                compressed = f"{', '.join(paths)} in layers {', '.join(map(str, layers)) or '(none)'}"
                 problem = f"{kind} pattern {pattern!r} matches nothing: compressed are {compressed}"
                 raise ValueError(f"{problem}; write 'mlp.*', or '3.mlp.*' for layer 3")
             return names

@@ -6,8 +6,6 @@ it. gpt2.py and llama.py hold the formulas, one FoldablePart for each kind of su
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -84,41 +82,3 @@ def foldable(blocks: nn.ModuleList, shapes: FactorShapes, parts: Parts) -> list[
     if not found:  # whoever left a matrix dense knows it: any other reason says more
         raise min(reasons, key=lambda reason: "this one is dense" in str(reason))
     return found
-
-
-def install_narrow(blocks: nn.ModuleList, shapes: FactorShapes, parts: Parts) -> set[str]:
-    """Put uninitialised narrow modules into dense blocks; returns the "layer.path" of what they replace."""
-    replaced = set()
-    for index, part, factor in foldable(blocks, shapes, parts):
-        part.install(blocks[index], factor)
-        replaced |= {f"{index}.{path}" for path in part.paths}
-    return replaced
-
-
-@torch.no_grad()
-def fold(model: nn.Module) -> nn.Module:
-    """The same model for inference with narrow compressed layers: at factor 2 half their work and KV cache.
-
-    Class and logits stay the same, up to rounding; what cannot be narrow exactly stays as it is. Raises
-    ValueError for a folded model, and where nothing can be narrow.
-    """
-    if model.config.folded:
-        raise ValueError("this model is folded already")
-    base = model.base_model
-    blocks = base.get_submodule(model.blocks_path)
-    blocks_path = model.blocks_path if base is model else f"{model.base_model_prefix}.{model.blocks_path}"
-    state = dict(model.state_dict())
-    for index, part, factor in foldable(blocks, model.factor_shapes(len(blocks)), model.foldable_parts):
-        prefix = f"{blocks_path}.{index}."
-        replaced = tuple(f"{prefix}{path}." for path in part.paths)
-        state = {name: value for name, value in state.items() if not name.startswith(replaced)}
-        folded_state = part.folded_state_dict(blocks[index], factor)
-        state |= {prefix + name: value for name, value in folded_state.items()}
-    config = copy.deepcopy(model.config)
-    config.folded = True
-    with torch.device(model.device):
-        folded = type(model)(config).to(model.dtype)
-    folded.load_state_dict(state)
-    if model.can_generate():
-        folded.generation_config = copy.deepcopy(model.generation_config)
-    return folded.eval()

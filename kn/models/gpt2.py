@@ -127,8 +127,6 @@ class _KnGPT2(KroneckerModel):
 class KnGPT2Model(_KnGPT2, GPT2Model):
     """KnGPT2 (§3.2 of the paper) without a head; last_hidden_state (batch, length, d)."""
 
-    dense_class = GPT2Model
-
 
 class KnGPT2LMHeadModel(_KnGPT2, GPT2LMHeadModel):
     """KnGPT2 (§3.2 of the paper) as language model; logits (batch, length, vocabulary).
@@ -136,13 +134,9 @@ class KnGPT2LMHeadModel(_KnGPT2, GPT2LMHeadModel):
     The head is dense (Table 3's footnote) unless spec.head is "tied".
     """
 
-    dense_class = GPT2LMHeadModel
-
 
 class KnGPT2ForSequenceClassification(_KnGPT2, GPT2ForSequenceClassification):
     """KnGPT2 (§3.2 of the paper) as sequence classifier, read at the last token; logits (batch, labels)."""
-
-    dense_class = GPT2ForSequenceClassification
 
 
 COMPRESSED_CLASSES = {

@@ -155,19 +155,13 @@ class _KnLlama(KroneckerModel):
 class KnLlamaModel(_KnLlama, LlamaModel):
     """Llama with Kronecker products (eq. 1), without a head; last_hidden_state (batch, length, d)."""
 
-    dense_class = LlamaModel
-
 
 class KnLlamaForCausalLM(_KnLlama, LlamaForCausalLM):
     """Llama with Kronecker products (eq. 1) as language model; logits (batch, length, vocabulary)."""
 
-    dense_class = LlamaForCausalLM
-
 
 class KnLlamaForSequenceClassification(_KnLlama, LlamaForSequenceClassification):
     """Llama with Kronecker products (eq. 1) as sequence classifier; logits (batch, labels)."""
-
-    dense_class = LlamaForSequenceClassification
 
 
 COMPRESSED_CLASSES = {
