@@ -1,6 +1,9 @@
-"""Eq. 3 alone, forward and with its backward pass: the Triton kernels against the chunked form and whole attention maps, on a GPU, and how near its roofline they come.
+"""Eq. 3 alone, forward and with its backward pass, on a GPU, and how near its roofline it comes.
 
-    PYTHONPATH=. python benchmarks/attention_kl.py [--device cpu] [--lengths 512,1024] [--heads 64x64,32x64] [--out FILE]
+The Triton kernels are compared with the chunked form and with whole attention maps.
+
+    PYTHONPATH=. python benchmarks/attention_kl.py [--device cpu] [--lengths 512,1024] [--heads 64x64,32x64]
+                                                   [--out FILE]
 
 triton   kn.attention_kl as a GPU takes it (kn/distill/attention_kl_triton.py) chunked  kn.attention_kl as
 everything else takes it (kn/distill/attention_kl.py): a block of queries' scores at a time maps     both
@@ -11,8 +14,10 @@ pass is the longer of bytes / bandwidth and FLOPs / peak, both measured on the c
 product of the inputs' type). With T tokens, n = T (T + 1) / 2 pairs of a query and an allowed key, heads of
 e_s and e_t numbers of w bytes, for each head of each sequence:
 
-    forward    FLOPs n (2 e_s + 2 e_t)                     bytes T (2 w (e_s + e_t) + 4)              two products; q and k once, a row out
-    backward   FLOPs n (2 e_s + 2 e_t + 4 e_s)             bytes T (2 w (e_s + e_t) + 2 w e_s + 4)    scores again, then dq and dk
+    forward    FLOPs n (2 e_s + 2 e_t)            bytes T (2 w (e_s + e_t) + 4)
+               two products; q and k once, a row out
+    backward   FLOPs n (2 e_s + 2 e_t + 4 e_s)    bytes T (2 w (e_s + e_t) + 2 w e_s + 4)
+               scores again, then dq and dk
 
 No way is counted as doing less: ours makes the scores twice in its backward pass, once for dq and once for
 dk. The two exponentials of a pair are not in the roof, and at small heads they take longer than its products:
@@ -114,7 +119,10 @@ def measure(
     if 12 * 4 * options.batch * options.attention_heads * length**2 <= BUDGET * room:
         ways["maps"] = maps
     if cuda and attention.triton_backend(*inputs) is None:
-        raise SystemExit("the kernels cannot be used here: Triton, an NVIDIA GPU of Ampere or newer, and heads of 16, 32, 64 or 128 are needed")
+        raise SystemExit(
+            "the kernels cannot be used here: Triton, an NVIDIA GPU of Ampere or newer, and heads of 16, 32, "
+            "64 or 128 are needed"
+        )
 
     def both(way):
         return torch.autograd.grad(ways[way](*inputs), inputs[:2])
@@ -132,7 +140,10 @@ def measure(
         if not (apart[way] <= APART[dtype] and abs(losses[way] / losses["chunked"] - 1) <= APART[dtype])
     ]
     if wrong:
-        raise SystemExit(f"{wrong[0]} is not the chunked form's loss at {length} tokens: {losses}, gradients apart by {apart}")
+        raise SystemExit(
+            f"{wrong[0]} is not the chunked form's loss at {length} tokens: {losses}, "
+            f"gradients apart by {apart}"
+        )
     del slopes
     found = []
     for name, call in (("forward", forward), ("forward and backward", both)):
@@ -150,7 +161,7 @@ def measure(
         )
         for way in ways:
             middle = statistics.median(times[way])
-            # fmt: skip
+
             line = {
                 "way": way, "pass": name, "length": length, "student_head": e_s, "teacher_head": e_t,
                 "dtype": options.dtype, "batch": options.batch, "heads": options.attention_heads,
@@ -197,7 +208,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     cuda = options.device == "cuda"
     if cuda and not torch.cuda.is_available():
-        print("no GPU was found, and these timings need one: no GPU figure has been taken yet (--device cpu compares the chunked form with maps)", file=sys.stderr)
+        print(
+            "no GPU was found, and these timings need one: no GPU figure has been taken yet "
+            "(--device cpu compares the chunked form with maps)",
+            file=sys.stderr,
+        )
         return 2
     for name, on_gpu, on_cpu in (
         ("dtype", "bfloat16", "float32"), ("lengths", "512,1024,2048,4096,8192", "256,512,1024"),
@@ -212,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
         "bandwidth_gb_per_second": round(roof[0] / 1e9, 1) if roof else "",
         "peak_tflops_per_second": round(roof[1] / 1e12, 1) if roof else "",
     }
-    # fmt: skip
+
     facts = {
         "device": device_name(), "torch": torch.__version__, **measured,
         "threads": "" if cuda else options.threads,

@@ -1,4 +1,6 @@
-"""A whole ILKD step (eq. 2-5, forward and backward) by the usual way and by ours: tokens a second and peak memory, GPT-2 of the usual width, random weights.
+"""A whole ILKD step (eq. 2-5, forward and backward) by the usual way and by ours.
+
+Tokens a second and peak memory, GPT-2 of the usual width, random weights.
 
     PYTHONPATH=. python benchmarks/distill_step.py [--lengths 128,512,1024] [--device cuda] [--out FILE]
 
@@ -40,7 +42,10 @@ LAYERS = {1024: 12, 2048: 6, 4096: 2}
 
 
 def build(way: str, length: int, layers: int, device: str):
-    """(student, teacher) with their weights from one seed; dropout off, or the usual way's maps would be compared after it."""
+    """(student, teacher) with their weights from one seed.
+
+    Dropout is off, or the usual way's maps would be compared after it.
+    """
     torch.manual_seed(0)
     fused = "gelu_new" if way in ("usual", "plain") else "gelu_pytorch_tanh"
     config = GPT2Config(
@@ -101,7 +106,11 @@ def plain(student, teacher, ids):
 
 
 def flops(student, teacher, length: int) -> int:
-    """Model FLOPs of one step at batch 1 (recomputation not counted): 6 a token and weight of the student, 2 of the teacher's blocks, and causal attention."""
+    """Model FLOPs of one step at batch 1, recomputation not counted.
+
+    6 a token and weight of the student, 2 of the teacher's blocks, and causal attention.
+    """
+
     def products(model):
         return sum(
             p.numel() for name, p in model.named_parameters() if p.ndim >= 2 and "wte" not in name
@@ -202,7 +211,10 @@ def main() -> None:
             if not (apart[way] <= bound and abs(losses[way] / losses["usual"] - 1) <= bound)
         ]
         if wrong:
-            raise SystemExit(f"{wrong[0]} is not the usual way's loss at {length} tokens: {losses}, gradients apart by {apart}")
+            raise SystemExit(
+                f"{wrong[0]} is not the usual way's loss at {length} tokens: {losses}, "
+                f"gradients apart by {apart}"
+            )
         del slopes
         times = {way: [] for way in WAYS}
         for _ in range(options.turns):
@@ -221,7 +233,7 @@ def main() -> None:
                 "--peak", json.dumps([way, length, layers]),
             ]
             size = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            # fmt: skip
+
             line = {
                 "way": way, "length": length, "layers": layers,
                 "tokens_per_second": round(statistics.median(rates), 1), "low": round(rates[0], 1),

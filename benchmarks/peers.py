@@ -1,6 +1,9 @@
-"""tensorly-torch's FactorizedLinear for speed.py, which starts this in an environment of its own and asks for one timing at a time.
+"""tensorly-torch's FactorizedLinear for speed.py, which starts this in an environment of its own.
 
-    python -m venv peers && peers/bin/pip install tensorly-torch==0.5.0 tensorly==0.10.0 torch==2.13.0 numpy scipy opt-einsum packaging
+It asks for one timing at a time.
+
+    python -m venv peers && peers/bin/pip install tensorly-torch==0.5.0 tensorly==0.10.0 torch==2.13.0 \\
+        numpy scipy opt-einsum packaging
 
 A block tensor train of two cores and rank 1 is A ⊗ B. Reads {"case", "inputs", "outputs", "b", "rows",
 "backward", "threads"} lines, builds the layers, and answers each "factorized" or "reconstructed" line with

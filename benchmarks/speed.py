@@ -1,11 +1,12 @@
-"""How fast, how large and how hungry the Kronecker layers and folded models are beside dense ones: one command, one tidy CSV.
+"""Speed, size and memory of the Kronecker layers and folded models beside dense ones: one tidy CSV.
 
-    PYTHONPATH=. python benchmarks/speed.py [--device cpu] [--dtype float32,bfloat16] [--compile] [--peers peers/bin/python]
-                                            [--threads 2] [--repeats 15] [--only ffn] [--out benchmarks/speed-cpu.csv]
+    PYTHONPATH=. python benchmarks/speed.py [--device cpu] [--dtype float32,bfloat16] [--compile]
+                                            [--peers peers/bin/python] [--threads 2] [--repeats 15]
+                                            [--only ffn] [--out benchmarks/speed-cpu.csv]
 
-Variants of a case are timed in turns, so that a noisy machine hits all alike; `ratio` is the median over turns of dense / variant.
-Both sides have the same activation function (gelu_pytorch_tanh), dtype, threads and attention backend (sdpa). The layers are
-those of GPT-2 small; weights are random, which changes no timing.
+Variants of a case are timed in turns, so that a noisy machine hits all alike; `ratio` is the median over
+turns of dense / variant. Both sides have the same activation function (gelu_pytorch_tanh), dtype, threads and
+attention backend (sdpa). The layers are those of GPT-2 small; weights are random, which changes no timing.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,10 +31,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, __version__
 from kn import KroneckerLinear, KroneckerSpec, compress, count_parameters
 from kn.suite.devices import device_name
 
-CONFIG = {"activation_function": "gelu_pytorch_tanh", "attn_implementation": "sdpa", "bos_token_id": 0, "eos_token_id": 0}
-SHAPES = {"768 to 768": (768, 768, (2, 1)), "768 to 3072": (768, 3072, (2, 1)), "3072 to 768": (3072, 768, (1, 2))}
+CONFIG = {"activation_function": "gelu_pytorch_tanh", "attn_implementation": "sdpa"}
+CONFIG |= {"bos_token_id": 0, "eos_token_id": 0}
+SHAPES = {
+    "768 to 768": (768, 768, (2, 1)), "768 to 3072": (768, 3072, (2, 1)), "3072 to 768": (3072, 768, (1, 2)),
+}
 ALL = KroneckerSpec(layers="all")
-MMAP = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # where memory is measured: what is freed goes back to the system at once
+MMAP = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # for measured memory: what is freed goes back to the system
 
 
 class Materialised(nn.Module):
@@ -59,14 +64,21 @@ class ExpandFirst(nn.Module):
         return F.linear(z, a).transpose(-1, -2).flatten(-2) + self.layer.bias
 
 
+def calls(function, modules: dict) -> dict:
+    return {key: partial(function, module) for key, module in modules.items()}
+
+
 class Bench:
     """The options, and what every case needs."""
 
     def __init__(self, options, dtype: str):
-        self.options, self.name, self.dtype, self.device = options, dtype, getattr(torch, dtype), options.device
+        self.options, self.name, self.device = options, dtype, options.device
+        self.dtype = getattr(torch, dtype)
         self.peer = None
         if options.peers and dtype == "float32" and options.device == "cpu":
-            self.peer = subprocess.Popen([options.peers, Path(__file__).with_name("peers.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            command = [options.peers, Path(__file__).with_name("peers.py")]
+            pipe = subprocess.PIPE
+            self.peer = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
     def to(self, module):
         """A module as it is timed."""
@@ -74,7 +86,9 @@ class Bench:
 
     def variants(self, modules: dict) -> dict:
         """The modules, and each compiled as well where that was asked for."""
-        return modules | ({f"{key}, compiled": torch.compile(module) for key, module in modules.items()} if self.options.compile else {})
+        if not self.options.compile:
+            return modules
+        return modules | {f"{key}, compiled": torch.compile(module) for key, module in modules.items()}
 
     def layers(self, rows: int, backward: bool) -> dict:
         """{case: {variant: a call}} for single layers."""
@@ -93,11 +107,15 @@ class Bench:
                 x.grad = None
                 return module(x).backward(grad)
 
-            modules = {"dense": dense, "kronecker": ours, "torch.kron": Materialised(ours), "expand first": ExpandFirst(ours)}
-            found[name] = {key: (lambda module=module, call=call: call(module)) for key, module in self.variants({k: self.to(v) for k, v in modules.items()}).items()}
+            modules = {"dense": dense, "kronecker": ours, "torch.kron": Materialised(ours)}
+            modules["expand first"] = ExpandFirst(ours)
+            variants = self.variants({key: self.to(module) for key, module in modules.items()})
+            found[name] = calls(call, variants)
             if self.peer:
-                asked = {"inputs": n, "outputs": m, "b": b_shape, "rows": rows, "backward": backward, "threads": self.options.threads}
-                found[name] |= {f"tensorly-torch, {how}": self.ask(asked, how) for how in ("factorized", "reconstructed")}
+                asked = {"inputs": n, "outputs": m, "b": b_shape, "rows": rows, "backward": backward}
+                asked["threads"] = self.options.threads
+                for how in ("factorized", "reconstructed"):
+                    found[name][f"tensorly-torch, {how}"] = self.ask(asked, how)
         return found
 
     def ask(self, asked: dict, how: str):
@@ -125,8 +143,11 @@ class Bench:
             module(x)
 
         parts = {key: self.to(model).transformer.h[0] for key, model in models.items()}
-        cases = {"ffn block": {k: h.mlp for k, h in parts.items()}, "attention block": {k: h.attn for k, h in parts.items()}}
-        return {case: {key: (lambda module=module: run(module)) for key, module in self.variants(modules).items()} for case, modules in cases.items()}
+        cases = {
+            "ffn block": {key: block.mlp for key, block in parts.items()},
+            "attention block": {key: block.attn for key, block in parts.items()},
+        }
+        return {case: calls(run, self.variants(modules)) for case, modules in cases.items()}
 
     def models(self, only: str = "") -> dict[str, nn.Module]:
         """Whole models at the paper's size, or one of them."""
@@ -136,9 +157,11 @@ class Bench:
             return GPT2LMHeadModel(GPT2Config(n_layer=layers, **CONFIG)).eval()
 
         make = {
-            "dense": dense, "DistilGPT2's shape": lambda: dense(6), "kronecker": lambda: compress(dense()), "folded": lambda: compress(dense()).fold(),
-            "tied head, folded": lambda: compress(dense(), KroneckerSpec(head="tied")).fold(), "every layer, folded": lambda: compress(dense(), ALL).fold(),
-        }  # fmt: skip
+            "dense": dense, "DistilGPT2's shape": lambda: dense(6),
+            "kronecker": lambda: compress(dense()), "folded": lambda: compress(dense()).fold(),
+            "tied head, folded": lambda: compress(dense(), KroneckerSpec(head="tied")).fold(),
+            "every layer, folded": lambda: compress(dense(), ALL).fold(),
+        }
         return {key: self.to(build()) for key, build in make.items() if only in ("", key)}
 
     @torch.no_grad()
@@ -158,8 +181,8 @@ class Bench:
             model.transformer(input_ids=ids, use_cache=False)
 
         return {
-            f"prefill {batch}x1024, no head": {key: (lambda model=m: prefill(model)) for key, m in self.variants(made).items()},
-            f"decode {batch}x128": {key: (lambda model=m: self.decode(model, batch, 128)) for key, m in made.items()},
+            f"prefill {batch}x1024, no head": calls(prefill, self.variants(made)),
+            f"decode {batch}x128": calls(partial(self.decode, batch=batch, tokens=128), made),
         }
 
     def seconds(self, call) -> float:
@@ -184,8 +207,9 @@ class Bench:
 
 
 def operations(bench: Bench, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Which operation takes the time of the feed-forward block: milliseconds of each kind by torch's profiler, {kind: {variant: of each call}}."""
-    kinds = {"aten::addmm": "products", "aten::mm": "products", "aten::addmv_": "products", "aten::bmm": "products", "aten::gelu": "gelu"}
+    """Milliseconds of the feed-forward block by kind of operation (torch's profiler), of each call."""
+    kinds = dict.fromkeys(("aten::addmm", "aten::mm", "aten::addmv_", "aten::bmm"), "products")
+    kinds["aten::gelu"] = "gelu"
     found: dict[str, dict[str, list[float]]] = {kind: {} for kind in ("products", "gelu", "the rest")}
     for variant, call in bench.blocks(1024)["ffn block"].items():
         call()
@@ -202,11 +226,12 @@ def operations(bench: Bench, repeats: int) -> dict[str, dict[str, list[float]]]:
 
 def resident() -> float:
     """Most megabytes this process has held since the mark was last set."""
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")) / 1e3
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1e3
 
 
 def footprint(options, variant: str) -> dict[str, float]:
-    """In a fresh process: megabytes on disk, and peak megabytes above the weights of a prefill and of a training step of 1x1024."""
+    """Megabytes on disk and, above the weights, at the peak of a prefill and a training step of 1x1024."""
     bench = Bench(options, "float32")
     model = bench.models(variant)[variant]
     gc.collect()
@@ -234,7 +259,8 @@ def footprint(options, variant: str) -> dict[str, float]:
         call()
         return resident() - before
 
-    return found | {"peak of a prefill": peak(prefill)} | ({} if "folded" in variant else {"peak of a training step": peak(train)})
+    peaks = {"peak of a prefill": peak(prefill)}
+    return found | peaks | ({} if "folded" in variant else {"peak of a training step": peak(train)})
 
 
 def main() -> None:
@@ -242,7 +268,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32,bfloat16")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--peers", default="", help="Python of an environment with tensorly-torch: see peers.py")
+    parser.add_argument("--peers", default="", help="Python with tensorly-torch: see peers.py")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, default=None)
@@ -255,40 +281,65 @@ def main() -> None:
         print(json.dumps(footprint(options, options.footprint)))
         return
     name = torch.cuda.get_device_name() if options.device == "cuda" else device_name()
-    machine = {"device": name, "threads": options.threads, "torch": torch.__version__, "transformers": __version__, "python": platform.python_version()}
+    machine = {
+        "device": name, "threads": options.threads, "torch": torch.__version__, "transformers": __version__,
+        "python": platform.python_version(),
+    }
     rows = []
 
     def add(group, case, variant, dtype, unit, values, ratio):
         low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-        rows.append({"group": group, "case": case, "variant": variant, "dtype": dtype, "unit": unit, "median": f"{middle:.4g}", "low": f"{low:.4g}", "high": f"{high:.4g}",
-                     "ratio": f"{ratio:.3f}", "n": len(values), **machine})  # fmt: skip
-        print(f"{group:<38}{case:<24}{dtype:<10}{variant:<30}{middle:>10.3f} {unit}  {ratio:>7.3f}x", flush=True)
+        rows.append({
+            "group": group, "case": case, "variant": variant, "dtype": dtype, "unit": unit,
+            "median": f"{middle:.4g}", "low": f"{low:.4g}", "high": f"{high:.4g}",
+            "ratio": f"{ratio:.3f}", "n": len(values), **machine,
+        })
+        line = f"{group:<38}{case:<24}{dtype:<10}{variant:<30}{middle:>10.3f} {unit}  {ratio:>7.3f}x"
+        print(line, flush=True)
 
     for dtype in options.dtype.split(","):
-        bench = Bench(options, dtype)
-        groups = {f"layer, {'forward and backward' if b else 'forward'}, {n} rows": (bench.layers, (n, b), 2 * options.repeats) for b in (False, True) for n in (1, 64, 1024)}
-        groups |= {"block, 1024 rows": (bench.blocks, (1024,), 2 * options.repeats), "model, batch 1": (bench.whole, (1,), options.repeats // 2), "model, batch 8": (bench.whole, (8,), 3)}
-        for group, (make, arguments, repeats) in groups.items():
+        bench, repeats = Bench(options, dtype), options.repeats
+        groups = {
+            f"layer, forward{' and backward' if backward else ''}, {rows} rows": (
+                bench.layers, (rows, backward), 2 * repeats,
+            )
+            for backward in (False, True) for rows in (1, 64, 1024)
+        }
+        groups |= {
+            "block, 1024 rows": (bench.blocks, (1024,), 2 * repeats),
+            "model, batch 1": (bench.whole, (1,), repeats // 2), "model, batch 8": (bench.whole, (8,), 3),
+        }
+        for group, (make, arguments, turns) in groups.items():
             if group == "model, batch 8" and dtype != options.dtype.split(",")[0]:
                 continue  # minutes; the first dtype says it
-            if options.only and options.only not in group and not any(options.only in case for case in (*SHAPES, "ffn block", "attention block", "prefill", "decode")):
+            cases = (group, *SHAPES, "ffn block", "attention block", "prefill", "decode")
+            if options.only and not any(options.only in case for case in cases):
                 continue
             for case, variants in make(*arguments).items():
                 if options.only in f"{group} {case}":
-                    times = bench.measure(variants, max(3, repeats))
+                    times = bench.measure(variants, max(3, turns))
                     for variant, seconds in times.items():
-                        add(group, case, variant, dtype, "ms", [1000 * s for s in seconds], statistics.median(a / b for a, b in zip(times["dense"], seconds, strict=True)))
+                        ratios = [a / b for a, b in zip(times["dense"], seconds, strict=True)]
+                        milliseconds = [1000 * s for s in seconds]
+                        add(group, case, variant, dtype, "ms", milliseconds, statistics.median(ratios))
         if options.device == "cpu" and dtype == "float32" and options.only in "ffn block, operations":
             for kind, values in operations(bench, options.repeats).items():
                 for variant, milliseconds in values.items():
-                    add("ffn block, operations", kind, variant, dtype, "ms", milliseconds, statistics.median(values["dense"]) / statistics.median(milliseconds))
+                    ratio = statistics.median(values["dense"]) / statistics.median(milliseconds)
+                    add("ffn block, operations", kind, variant, dtype, "ms", milliseconds, ratio)
     if not options.only or options.only in "footprint":
         dense = {}
-        for variant in ("dense", "DistilGPT2's shape", "kronecker", "folded", "tied head, folded", "every layer, folded"):
-            done = subprocess.run([sys.executable, __file__, "--device", options.device, "--footprint", variant], env=os.environ | MMAP, capture_output=True, text=True, check=True)
+        variants = (
+            "dense", "DistilGPT2's shape", "kronecker", "folded", "tied head, folded", "every layer, folded",
+        )
+        for variant in variants:
+            command = [sys.executable, __file__, "--device", options.device, "--footprint", variant]
+            done = subprocess.run(command, env=os.environ | MMAP, stdout=subprocess.PIPE, check=True)
             for case, value in json.loads(done.stdout.splitlines()[-1]).items():
-                add("footprint", case, variant, "float32", "M" if case == "parameters" else "MB", [value], dense.setdefault(case, value) / value)
-    with (options.out or Path(__file__).with_name(f"speed-{options.device}.csv")).open("w", newline="") as handle:
+                unit, ratio = "M" if case == "parameters" else "MB", dense.setdefault(case, value) / value
+                add("footprint", case, variant, "float32", unit, [value], ratio)
+    out = options.out or Path(__file__).with_name(f"speed-{options.device}.csv")
+    with out.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)

@@ -8,7 +8,7 @@ from torch import nn
 
 from kn.align import prepare
 from kn.kronecker import checks
-from kn.kronecker.layers import KRONECKER_MODULES, KroneckerHead, is_conv1d
+from kn.kronecker.layers import KroneckerHead, KroneckerLayer, is_conv1d
 from kn.models import model_card
 from kn.models.auto import COMPRESSED_CLASSES
 from kn.models.base import KroneckerModel, convert_config, model_like
@@ -48,7 +48,7 @@ def factorize(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
     config = convert_config(model.config, student_class.config_class, kronecker=asdict(spec))
     student = model_like(model, student_class, config)
     state = {k: v.clone() for k, v in model.state_dict().items()}  # a tied head has its own name here
-    factored = {name: m for name, m in student.named_modules() if isinstance(m, KRONECKER_MODULES)}
+    factored = {name: m for name, m in student.named_modules() if isinstance(m, KroneckerLayer)}
     for name, module in factored.items():
         weight = state.pop(f"{name}.weight")
         if isinstance(module, KroneckerHead):  # shares the embedding's factors

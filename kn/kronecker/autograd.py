@@ -20,10 +20,7 @@ from torch.nn import functional as F
 
 
 def expand(a: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y[f·i + j] = b_j a_i + β[f·i + j] for each fused map.
-
-    a (rows, fused·m), B (fused, f) and bias (fused·m·f) → y (rows, fused·m·f).
-    """
+    """y[f·i + j] = b_j a_i + β[f·i + j] by map: a (rows, fused·m), B (fused, f) → (rows, fused·m·f)."""
     fused, f = B.shape
     rows, m = a.shape[0], a.shape[1] // fused
     a = a.view(rows, fused, m)
@@ -111,14 +108,14 @@ class _ColumnFactorLinear(torch.autograd.Function):
                 a = F.linear(x, A[p])
                 return torch.stack([inner_product(column, a) for column in columns])
 
-            def entry(j: int) -> Tensor:
+            def grad_entry(j: int) -> Tensor:
                 value = inner_product(columns[j], y[:, p, :, largest])
                 if bias is not None:
                     value = value - torch.dot(grad_bias[p, :, j], bias[p, :, largest])
                 return value / b[largest]
 
             # ⟨∂A, A⟩ over m·n entries instead of one more ⟨∂y_j, a⟩ over rows·m
-            return _factor_grad(b, entry, grad_A[p], A[p], use_identity=len(x) >= A.shape[2])
+            return _factor_grad(b, grad_entry, grad_A[p], A[p], use_identity=len(x) >= A.shape[2])
 
         return torch.stack([grad_b(p, b) for p, b in enumerate(B.tolist())]).to(B.dtype)
 
@@ -148,16 +145,16 @@ class _RowFactorLinear(torch.autograd.Function):
             (b,) = B.tolist()
             columns = x.view(len(x), -1, len(b)).unbind(-1)  # f times (rows, m)
             use_identity = len(x) >= len(A) and any(b)
-            grad_b = _factor_grad(b, lambda j: inner_product(columns[j], grad_z), grad_A, A, use_identity)
-            grad_B = grad_b.to(B.dtype)[None]
+            grad_B = _factor_grad(b, lambda j: inner_product(columns[j], grad_z), grad_A, A, use_identity)
+            grad_B = grad_B.to(B.dtype)[None]
         return grad_x, grad_A if need_A else None, grad_B, grad.sum(0) if need_bias else None
 
 
 def _apply(function, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
     """Apply an autograd function to x (…, n), in autocast's dtype where autocast is on, as nn.Linear does."""
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    device, dtype = x.device.type, x.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
     bias = None if bias is None else bias.to(dtype)
     y = function.apply(x.to(dtype).reshape(-1, x.shape[-1]), A.to(dtype), B.to(dtype), bias)
     return y.view(*x.shape[:-1], -1)
@@ -172,8 +169,5 @@ def column_factor_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = 
 
 
 def row_factor_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = (A ⊗ B) x + β with one row in B: x (…, m·f), A (out, m), B (1, f), bias (out) → y (…, out).
-
-    Differentiable once.
-    """
+    """y = (A ⊗ B) x + β, differentiable once: x (…, m·f), A (out, m), B (1, f), bias (out) → y (…, out)."""
     return _apply(_RowFactorLinear, x, A, B, bias)

@@ -54,7 +54,7 @@ def kronecker_apply(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     return Y.transpose(-1, -2).reshape(*batch, m1 * m2)
 
 
-class _KroneckerLayer(nn.Module):
+class KroneckerLayer(nn.Module):
     """Base of the layers: parameters A (num_fused·rank, m1, n1) and B (num_fused·rank, m2, n2).
 
     At num_fused = rank = 1 the first dimension may be missing.
@@ -85,7 +85,7 @@ class _KroneckerLayer(nn.Module):
         return torch.cat([kronecker_sum(*factors) for factors in zip(A, B, strict=True)])
 
 
-class KroneckerLinear(_KroneckerLayer):
+class KroneckerLinear(KroneckerLayer):
     """Linear layer y = (Σ_r A_r ⊗ B_r) x + bias (eq. 1), for x (…, in_features) → y (…, out_features).
 
     The parameters are A (num_fused·rank, m1, n1) and B (num_fused·rank, m2, n2). `num_fused` maps of the same
@@ -121,15 +121,14 @@ class KroneckerLinear(_KroneckerLayer):
         Raises TypeError for another layer, and ValueError as the constructor and nearest_kronecker do.
         """
         if not is_conv1d(linear) and not isinstance(linear, nn.Linear):
-            got = type(linear).__name__
-            raise TypeError(f"from_linear takes nn.Linear or transformers' Conv1D, got {got}")
+            problem = "from_linear takes nn.Linear or transformers' Conv1D"
+            raise TypeError(f"{problem}, got {type(linear).__name__}")
         weight = linear.weight.detach().T if is_conv1d(linear) else linear.weight.detach()  # (out, in)
-        layer = cls(weight.shape[1], weight.shape[0], b_shape, rank, linear.bias is not None, num_fused)
-        layer = layer.to(device=weight.device, dtype=weight.dtype)
+        (m, n), has_bias = weight.shape, linear.bias is not None
+        layer = cls(n, m, b_shape, rank, has_bias, num_fused).to(weight)
         layer.approximate(weight, scale)
         if linear.bias is not None:
-            with torch.no_grad():
-                layer.bias.copy_(linear.bias)
+            layer.bias.data.copy_(linear.bias.detach())
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,7 +162,7 @@ class KroneckerLinear(_KroneckerLayer):
         return f"{self.in_features} -> {self.out_features}, {factors}, bias {self.bias is not None}"
 
 
-class KroneckerEmbedding(_KroneckerLayer):
+class KroneckerEmbedding(KroneckerLayer):
     """Embedding W_E = A ⊗ B, A (num_embeddings, embedding_dim / factor), B (1, factor): §3.2 of the paper.
 
     ids (…) of int64 → (…, embedding_dim), each the Kronecker product of one row of A with B: O(embedding_dim)
@@ -188,7 +187,7 @@ class KroneckerEmbedding(_KroneckerLayer):
         if not isinstance(embedding, nn.Embedding):
             raise TypeError(f"from_embedding takes nn.Embedding, got {type(embedding).__name__}")
         weight = embedding.weight.detach()
-        layer = cls(weight.shape[0], weight.shape[1], factor).to(device=weight.device, dtype=weight.dtype)
+        layer = cls(weight.shape[0], weight.shape[1], factor).to(weight)
         layer.approximate(weight, scale)
         return layer
 
@@ -196,11 +195,11 @@ class KroneckerEmbedding(_KroneckerLayer):
         return (F.embedding(ids, self.A).unsqueeze(-1) * self.B[0]).flatten(-2)
 
     def extra_repr(self) -> str:
-        rows, columns = self.A.shape
-        return f"{self.num_embeddings}, {self.embedding_dim}, A {rows}x{columns}, B 1x{self.factor}"
+        shape = f"{self.num_embeddings}x{self.A.shape[1]}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, A {shape}, B 1x{self.factor}"
 
 
-class KroneckerHead(_KroneckerLayer):
+class KroneckerHead(KroneckerLayer):
     """Output head tied to a Kronecker embedding W_E = A ⊗ B (§3.2), hidden (…, d) → logits (…, vocabulary).
 
     The hidden state is contracted with B first, so it costs 1/factor of a dense head.
@@ -215,6 +214,3 @@ class KroneckerHead(_KroneckerLayer):
 
     def extra_repr(self) -> str:
         return f"{self.A.shape[1] * self.B.shape[1]} -> {self.A.shape[0]}, A and B of the embedding"
-
-
-KRONECKER_MODULES = (KroneckerLinear, KroneckerEmbedding, KroneckerHead)

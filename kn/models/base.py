@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kn.kronecker import KroneckerEmbedding, KroneckerHead, KroneckerLinear
-from kn.kronecker.layers import KRONECKER_MODULES, is_conv1d
+from kn.kronecker.layers import KroneckerLayer, is_conv1d
 from kn.models import loading, model_card
 from kn.models.fold import Parts, foldable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _PreTrainedModel
+    _Base = PreTrainedModel
 else:
-    _PreTrainedModel = object  # the class that follows the mixin is one
+    _Base = object  # the class that follows the mixin is a PreTrainedModel
 
 OTHER_FILES = {"subfolder", "gguf_file", "state_dict", "variant"}  # arguments of from_pretrained
 
 
-class KroneckerModel(_PreTrainedModel):
+class KroneckerModel(_Base):
     """Mixin before a transformers model class whose weight matrices become Kronecker products (eq. 1).
 
     Builds the factors from the configuration, initialises, resizes, loads, saves, folds and goes back to
@@ -52,15 +52,12 @@ class KroneckerModel(_PreTrainedModel):
             self._install_factors(base)
         if self.config.spec.head == "tied" and hasattr(self, "lm_head"):
             self.lm_head = KroneckerHead(base.get_submodule(self.embedding_path))
-            # transformers shares the factors below; while it loads they must be apart, or it takes missing
-            # ones for loaded
+            # apart until transformers ties them below, or while it loads it takes missing ones for loaded
             for name, factor in list(self.lm_head.named_parameters()):
                 setattr(self.lm_head, name, nn.Parameter(torch.empty_like(factor)))
             path = f"{self.base_model_prefix}.{self.embedding_path}"
             self._tied_weights_keys = {"lm_head.A": f"{path}.A", "lm_head.B": f"{path}.B"}
-        if self.can_generate():
-            # transformers reads it off the class name, finds none in GPT2LMHeadModel, and its warning breaks
-            # the graph
+        if self.can_generate():  # transformers finds none in the class name; its warning breaks the graph
             self.loss_type = "ForCausalLM"
         super().post_init()  # ties and initialises; transformers calls post_init at the end of its __init__
 
@@ -95,11 +92,10 @@ class KroneckerModel(_PreTrainedModel):
             super()._init_weights(module)
 
     def _get_resized_embeddings(self, old_embeddings, *args, **kwargs):
-        resize = super()._get_resized_embeddings
         if not isinstance(old_embeddings, KroneckerEmbedding):
-            return resize(old_embeddings, *args, **kwargs)
+            return super()._get_resized_embeddings(old_embeddings, *args, **kwargs)
         rows = nn.Embedding.from_pretrained(old_embeddings.A.detach(), freeze=False)  # a token is a row of A
-        rows = resize(rows, *args, **kwargs)
+        rows = super()._get_resized_embeddings(rows, *args, **kwargs)
         old_embeddings.A = nn.Parameter(rows.weight.detach())
         old_embeddings.num_embeddings = rows.num_embeddings
         return old_embeddings
@@ -124,7 +120,7 @@ class KroneckerModel(_PreTrainedModel):
 
     @torch.no_grad()
     def fold(self):
-        """The same model for inference, its compressed layers narrow: at factor 2 half their work and KV cache.
+        """The same model for inference, compressed layers narrow: at factor 2 half their work and KV cache.
 
         Class and logits stay the same, up to rounding; what cannot be narrow exactly stays as it is: fold.py.
         Raises ValueError for a folded model, and where nothing can be narrow.
@@ -153,7 +149,7 @@ class KroneckerModel(_PreTrainedModel):
         config = convert_config(self.config, self.dense_class.config_class)
         dense, state = model_like(self, self.dense_class, config), dict(self.state_dict())
         for name, module in self.named_modules():
-            if isinstance(module, KRONECKER_MODULES):  # every Kronecker product multiplied out
+            if isinstance(module, KroneckerLayer):  # every Kronecker product multiplied out
                 del state[f"{name}.A"], state[f"{name}.B"]
                 weight = module.weight.detach()  # (out, in)
                 weight = weight.T if is_conv1d(dense.get_submodule(name)) else weight
@@ -178,7 +174,7 @@ def convert_config(config: PreTrainedConfig, config_class: type[PreTrainedConfig
     return config_class(**{k: v for k, v in config.to_dict().items() if k not in own}, **changes)
 
 
-def model_like(model: nn.Module, model_class: type[nn.Module], config: PreTrainedConfig) -> Any:
+def model_like(model: Any, model_class: type[nn.Module], config: PreTrainedConfig) -> Any:
     """A model of random weights with model's device, dtype, mode, attention and generation settings."""
     config._attn_implementation = model.config._attn_implementation
     with torch.device(model.device):
@@ -193,10 +189,9 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
     A tied head is counted once, in both. Raises TypeError for anything but a transformers model.
     """
-    if not isinstance(model, nn.Module) or not hasattr(model, "get_input_embeddings"):
+    if not isinstance(model, PreTrainedModel):
         raise TypeError(f"count_parameters takes a model of transformers, got {type(model).__name__}")
-    total = sum(p.numel() for p in model.parameters())
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    total, head = sum(p.numel() for p in model.parameters()), model.get_output_embeddings()
     embedding = {id(p) for p in model.get_input_embeddings().parameters()}
     untied = 0 if head is None else sum(p.numel() for p in head.parameters() if id(p) not in embedding)
     return {"total": total, "without_head": total - untied}

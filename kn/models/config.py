@@ -50,10 +50,10 @@ class KroneckerSpec:
             if not isinstance(value, Mapping) or not all(isinstance(pattern, str) for pattern in value):
                 problem = f"{name} is {checks.describe_value(value)}"
                 raise TypeError(f"{problem}: expected a mapping from patterns such as 'mlp.*'")
+        shapes, alternative = dict(self.shapes), ", or None to leave the matrix dense"
         for pattern, shape in self.shapes.items():
             if shape is not None:
-                checks.require_shape(f"shapes[{pattern!r}]", shape, ", or None to leave the matrix dense")
-        shapes = {pattern: shape and tuple(shape) for pattern, shape in self.shapes.items()}
+                shapes[pattern] = checks.require_shape(f"shapes[{pattern!r}]", shape, alternative)
         object.__setattr__(self, "shapes", shapes)
         numbers = {"factor": self.factor, "rank": self.rank, "embedding_factor": self.embedding_factor}
         for name, value in (numbers | {f"ranks[{p!r}]": rank for p, rank in self.ranks.items()}).items():
@@ -70,7 +70,7 @@ class KroneckerSpec:
         """Indices of the compressed layers of `n_layer`. Raises ValueError for layers that do not exist."""
         exists = f"the model has layers 0 to {n_layer - 1}"
         found = self._parse_layers(n_layer) if isinstance(self.layers, str) else self.layers
-        if isinstance(self.layers, str) and not found:
+        if not found and isinstance(self.layers, str):
             raise ValueError(f"layers {self.layers!r} matches nothing: {exists}")
         for index in found:
             if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < n_layer:
@@ -98,22 +98,19 @@ class KroneckerSpec:
         layers = self.indices(n_layer)
         paths = [path for path in targets if self.out_proj or path != out_proj]
         shapes = {"outputs": (self.factor, 1), "inputs": (1, self.factor)}
-        found: dict[str, tuple[Shape | None, int]] = {
-            f"{index}.{path}": (shapes[targets[path][0]], self.rank) for index in layers for path in paths
+        found: dict[str, list] = {
+            f"{index}.{path}": [shapes[targets[path][0]], self.rank] for index in layers for path in paths
         }
 
-        def matching(kind: str, pattern: str) -> list[str]:
-            names = [n for n in found if fnmatchcase(n, pattern) or fnmatchcase(n.partition(".")[2], pattern)]
-            if not names:
-                compressed = f"{', '.join(paths)} in layers {', '.join(map(str, layers)) or '(none)'}"
-                problem = f"{kind} pattern {pattern!r} matches nothing: compressed are {compressed}"
-                raise ValueError(f"{problem}; write 'mlp.*', or '3.mlp.*' for layer 3")
-            return names
-
-        for pattern, shape in self.shapes.items():
-            found |= {name: (shape, found[name][1]) for name in matching("shapes", pattern)}
-        for pattern, rank in self.ranks.items():
-            found |= {name: (found[name][0], rank) for name in matching("ranks", pattern)}
+        for position, kind in enumerate(("shapes", "ranks")):
+            for pattern, value in getattr(self, kind).items():
+                names = [n for n in found if any(fnmatchcase(s, pattern) for s in (n, n.partition(".")[2]))]
+                if not names:
+                    choices = f"{', '.join(paths)} in layers {', '.join(map(str, layers)) or '(none)'}"
+                    problem = f"{kind} pattern {pattern!r} matches nothing: compressed are {choices}"
+                    raise ValueError(f"{problem}; write 'mlp.*', or '3.mlp.*' for layer 3")
+                for name in names:
+                    found[name][position] = value
         compressed = {name: (shape, rank) for name, (shape, rank) in found.items() if shape is not None}
         if not compressed and not self.embedding:
             problem = f"layers {self.layers!r} and embedding=False leave nothing to compress"

@@ -38,7 +38,7 @@ class FoldablePart:
             if path not in shapes:
                 raise ValueError(f"fold needs a compressed {path}, this one is dense")
             b_shape, rank = shapes[path]
-            if rank != 1:
+            if rank > 1:
                 problem = f"fold needs rank 1, this model has rank {rank}: a sum of {rank} products"
                 raise ValueError(f"{problem} is not narrower than the dense layer at factor {max(b_shape)}")
         factor = shapes[cls.outputs[0]][0][0]

@@ -35,10 +35,9 @@ class NarrowValueAttention(modeling_llama.LlamaAttention):
         q, k = modeling_llama.apply_rotary_pos_emb(q, k, *position_embeddings)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
-        implementation = self.config._attn_implementation
+        implementation, width = self.config._attn_implementation, v.shape[-1]
         eager = modeling_llama.eager_attention_forward
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
-        width = v.shape[-1]
         if implementation != "eager":  # fused kernels need values of e columns; zeros are cheap
             v = nn.functional.pad(v, (0, self.head_dim - width))
         mixed, weights = attention(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
@@ -65,8 +64,7 @@ class LlamaValueFold(FoldablePart):
     def folded_state_dict(block: nn.Module, factor: int) -> dict[str, Tensor]:
         """Parameters of the narrow v_proj and o_proj; v_proj's bias joins o_proj's."""
         attn = block.self_attn
-        value, out = attn.v_proj, attn.o_proj
-        dense = out.weight  # (d, heads · head_dim), Kronecker or not
+        value, out, dense = attn.v_proj, attn.o_proj, attn.o_proj.weight  # (d, heads · head_dim)
         state = {
             "self_attn.v_proj.weight": value.A[0].clone(),
             "self_attn.o_proj.weight": dense.unflatten(1, (-1, factor)) @ value.B[0, :, 0],
@@ -90,8 +88,8 @@ class NarrowGatedMLP(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=bias, dtype=dtype)
         self.gate_scale = nn.Parameter(torch.ones(factor, dtype=dtype))  # b
         self.weight = nn.Parameter(torch.ones(factor, dtype=dtype))  # c·b'
-        self.gate_bias = nn.Parameter(torch.zeros(factor, inner, dtype=dtype)) if bias else None  # β
-        self.up_bias = nn.Parameter(torch.zeros(factor, inner, dtype=dtype)) if bias else None  # c·β'
+        zeros = [nn.Parameter(torch.zeros(factor, inner, dtype=dtype)) if bias else None for _ in range(2)]
+        self.gate_bias, self.up_bias = zeros  # β and c·β'
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(apply_in_row_chunks(self.gated_sum, self.gate_proj(x), self.up_proj(x)))

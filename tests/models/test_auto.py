@@ -21,10 +21,12 @@ model = {auto}.from_pretrained(folder).eval()
 assert torch.equal(model(ids).logits, saved), "logits"
 assert torch.allclose(model.fold()(ids).logits, saved, atol=1e-5), "fold"
 dense = model.to_dense()
-assert type(dense).__module__.startswith("transformers.") and torch.allclose(dense(ids).logits, saved, atol=1e-5), "dense"
+assert type(dense).__module__.startswith("transformers.")
+assert torch.allclose(dense(ids).logits, saved, atol=1e-5), "dense"
 assert type(AutoConfig.from_pretrained(folder)).__name__ == "KnGPT2Config"
 if "Causal" in type({auto}).__name__ + {auto!r}:
-    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0), model.fold().generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)), "generate"
+    options = dict(max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert torch.equal(model.generate(ids, **options), model.fold().generate(ids, **options)), "generate"
 print("all equal", type(model).__name__)
 """
 
@@ -55,18 +57,35 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize(
     ("what", "imports", "auto"),
     [
-        ("lm", "import kn\nfrom transformers import AutoConfig, AutoModelForCausalLM", "AutoModelForCausalLM"),
-        ("tied", "from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel\nimport kn", "AutoModelForCausalLM"),
-        ("classifier", "import kn\nfrom transformers import GPT2Config, Trainer, AutoTokenizer, AutoConfig, AutoModelForSequenceClassification", "AutoModelForSequenceClassification"),
+        (
+            "lm",
+            "import kn\nfrom transformers import AutoConfig, AutoModelForCausalLM",
+            "AutoModelForCausalLM",
+        ),
+        (
+            "tied",
+            "from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel\nimport kn",
+            "AutoModelForCausalLM",
+        ),
+        (
+            "classifier",
+            "import kn\nfrom transformers import GPT2Config, Trainer, AutoTokenizer, AutoConfig\n"
+            "from transformers import AutoModelForSequenceClassification",
+            "AutoModelForSequenceClassification",
+        ),
     ],
     ids=["kn first", "kn last, tied head", "kn before modules that import each other in circles, classifier"],
 )
 def test_any_order_of_imports(saved, what, imports, auto):
     assert sorted(p.suffix for p in saved[what].glob("model*")) == [".safetensors"]
-    assert in_a_fresh_process(saved[what], imports, auto) == f"all equal KnGPT2{auto.removeprefix('AutoModelFor').replace('CausalLM', 'LMHeadModel').replace('Seq', 'ForSeq')}"
+    head = auto.removeprefix("AutoModelFor").replace("CausalLM", "LMHeadModel").replace("Seq", "ForSeq")
+    assert in_a_fresh_process(saved[what], imports, auto) == f"all equal KnGPT2{head}"
 
 
 def test_a_quick_import_brings_neither_torch_nor_transformers():
-    code = "import kn, sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules; assert 'compress' in dir(kn); print(kn.__all__)"
+    code = (
+        "import kn, sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules; "
+        "assert 'compress' in dir(kn); print(kn.__all__)"
+    )
     environment = {**os.environ, "KN_QUICK_IMPORT": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, env=environment)

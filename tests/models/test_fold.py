@@ -128,7 +128,10 @@ def test_parameters_halve_in_compressed_layers():
 def test_saved_and_loaded_in_a_fresh_process(tmp_path):
     narrow = student(dtype=torch.float32).fold()
     narrow.save_pretrained(tmp_path / "narrow")
-    code = "import sys, json, torch, kn; model = kn.KnGPT2LMHeadModel.from_pretrained(sys.argv[1]).eval(); print(json.dumps(model(input_ids=torch.tensor(json.loads(sys.argv[2]))).logits.tolist()))"
+    code = (
+        "import sys, json, torch, kn; model = kn.KnGPT2LMHeadModel.from_pretrained(sys.argv[1]).eval(); "
+        "ids = torch.tensor(json.loads(sys.argv[2])); print(json.dumps(model(input_ids=ids).logits.tolist()))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "narrow"), json.dumps(IDS.tolist())], cwd=ROOT,
         capture_output=True, text=True,
@@ -138,7 +141,9 @@ def test_saved_and_loaded_in_a_fresh_process(tmp_path):
 
 
 def test_what_cannot_be_folded_is_refused():
-    with pytest.raises(ValueError, match="^fold needs rank 1, this model has rank 2: a sum of 2 products is not narrower "):
+    with pytest.raises(
+        ValueError, match="^fold needs rank 1, this model has rank 2: a sum of 2 products is not narrower "
+    ):
         student(rank=2).fold()
     with pytest.raises(ValueError, match="^this model is folded already$"):
         student().fold().fold()
@@ -161,7 +166,7 @@ def test_what_cannot_be_folded_is_refused():
     ids=str,
 )
 def test_what_can_be_folded_is_and_the_rest_stays(fields):
-    """Where 16 does not divide a head, B is 2x2 or the rank is 2, the other sublayer of the block is folded."""
+    """Where 16 does not divide a head, B is 2x2 or the rank is 2, the block's other sublayer is folded."""
     model = student(**fields)
     narrow = model.fold()
     assert (logits(narrow) - logits(model)).abs().max() < 1e-12 * logits(model).abs().max()

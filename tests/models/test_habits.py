@@ -165,20 +165,39 @@ def test_a_tied_head_at_real_size():
     [
         ({"layers": "9:"}, r"^layers '9:' matches nothing: the model has layers 0 to 3$"),
         ({"layers": "0,7"}, r"^layer 7 does not exist: the model has layers 0 to 3$"),
-        ({"layers": "0-2"}, r"^layers '0-2' is unknown: allowed are 'odd', 'even', 'all', indices and slices such as '0,2,6:', or a tuple of indices below 4$"),
+        (
+            {"layers": "0-2"},
+            r"^layers '0-2' is unknown: allowed are 'odd', 'even', 'all', "
+            r"indices and slices such as '0,2,6:', or a tuple of indices below 4$",
+        ),
         (
             {"shapes": {"mlp.fc": (2, 1)}},
-            rf"^shapes pattern 'mlp.fc' matches nothing: compressed are {MATRICES} in layers 1, 3; write 'mlp.\*', or '3.mlp.\*' for layer 3$",
+            rf"^shapes pattern 'mlp.fc' matches nothing: compressed are {MATRICES} in layers 1, 3; "
+            r"write 'mlp.\*', or '3.mlp.\*' for layer 3$",
         ),
         ({"ranks": {"2.mlp.*": 2}}, r"^ranks pattern '2.mlp.\*' matches nothing: "),
-        ({"shapes": {"*": None}, "embedding": False}, rf"^layers 'odd' and embedding=False leave nothing to compress: the model has {MATRICES} in layers 0 to 3$"),
+        (
+            {"shapes": {"*": None}, "embedding": False},
+            r"^layers 'odd' and embedding=False leave nothing to compress: "
+            rf"the model has {MATRICES} in layers 0 to 3$",
+        ),
         ({"shapes": {"mlp.c_fc": (5, 1)}}, r"^1.mlp.c_fc: B of shape 5x1 does not divide W of shape 32x8: "),
-        ({"ranks": {"mlp.c_fc": 3}}, r"^1.mlp.c_fc: rank 3 is not possible for W 32x8 with B 2x1: allowed are 1 to 2$"),
-        ({"shapes": {"mlp.c_fc": (2,)}}, r"^shapes\['mlp.c_fc'\] is \(2,\): expected \(rows, columns\), such as \(2, 1\), or None to leave the matrix dense$"),
+        (
+            {"ranks": {"mlp.c_fc": 3}},
+            r"^1.mlp.c_fc: rank 3 is not possible for W 32x8 with B 2x1: allowed are 1 to 2$",
+        ),
+        (
+            {"shapes": {"mlp.c_fc": (2,)}},
+            r"^shapes\['mlp.c_fc'\] is \(2,\): expected \(rows, columns\), such as \(2, 1\), "
+            r"or None to leave the matrix dense$",
+        ),
         ({"factor": 0}, r"^factor is 0: expected an integer of at least 1$"),
         ({"ranks": {"mlp.*": 0}}, r"^ranks\['mlp.\*'\] is 0: expected an integer of at least 1$"),
         ({"head": "sparse"}, r"^head 'sparse' is unknown: allowed are 'dense', 'tied'$"),
-        ({"head": "tied", "embedding": False}, r"^head 'tied' is the embedding's factors used again: it needs embedding=True$"),
+        (
+            {"head": "tied", "embedding": False},
+            r"^head 'tied' is the embedding's factors used again: it needs embedding=True$",
+        ),
     ],
     ids=str,
 )
@@ -188,7 +207,11 @@ def test_a_spec_that_cannot_be_says_what_can(fields, message):
 
 
 def test_a_tied_head_needs_a_tied_teacher():
-    with pytest.raises(ValueError, match="^head 'tied' needs a teacher whose head is tied to its embedding, and this one's is not: take head='dense'$"):
+    with pytest.raises(
+        ValueError,
+        match="^head 'tied' needs a teacher whose head is tied to its embedding, "
+        "and this one's is not: take head='dense'$",
+    ):
         compress(tiny_gpt2(tie_word_embeddings=False), KroneckerSpec(head="tied"))
 
 

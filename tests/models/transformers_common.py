@@ -1,9 +1,12 @@
-"""transformers' own common model tests, run on KnGPT2 and KnLlama from the pinned version's source distribution.
+"""transformers' own common model tests, run on KnGPT2 and KnLlama from the pinned version's sources.
 
-    pip install parameterized && PYTHONPATH=. python tests/models/transformers_common.py [--sdist transformers-X.tar.gz] [--out benchmarks/transformers-tests.csv]
+    pip install parameterized
+    PYTHONPATH=. python tests/models/transformers_common.py [--sdist transformers-X.tar.gz]
+                                                            [--out benchmarks/transformers-tests.csv]
 
-The stock GPT-2 runs beside: what fails there too, for this machine or this tester, says nothing of KnGPT2. The source
-distribution lacks the generation, export and configuration tests; they are left out. Not part of the suite: it downloads 10 MB.
+The stock GPT-2 runs beside: what fails there too, for this machine or this tester, says nothing of KnGPT2.
+The source distribution lacks the generation, export and configuration tests; they are left out. Not part of
+the suite: it downloads 10 MB.
 """
 
 import argparse
@@ -32,24 +35,30 @@ from .test_modeling_common import ModelTesterMixin, ids_tensor, random_attention
 
 for kind in ("KnGPT2", "KnLlama"):  # the tests look class names up, to know which models take which labels
     modeling_auto.MODEL_MAPPING_NAMES[kind.lower()] = kind + "Model"
-    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind.lower()] = {"KnGPT2": "KnGPT2LMHeadModel", "KnLlama": "KnLlamaForCausalLM"}[kind]
-    modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[kind.lower()] = kind + "ForSequenceClassification"
+    language_model = {"KnGPT2": "KnGPT2LMHeadModel", "KnLlama": "KnLlamaForCausalLM"}[kind]
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind.lower()] = language_model
+    classifier = kind + "ForSequenceClassification"
+    modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[kind.lower()] = classifier
 
 
 class Tester:
-    batch_size, seq_length, hidden_size, num_hidden_layers, num_attention_heads, vocab_size, is_training, num_labels = 13, 7, 32, 2, 4, 99, True, 3
+    batch_size, seq_length, hidden_size, num_hidden_layers, num_attention_heads = 13, 7, 32, 2, 4
+    vocab_size, is_training, num_labels = 99, True, 3
     fields = {}
 
     def __init__(self, parent):
         self.parent = parent
 
     def get_config(self):
-        return self.config_class(vocab_size=self.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=512,
-                                 bos_token_id=1, eos_token_id=1, pad_token_id=1, **self.fields)
+        return self.config_class(
+            vocab_size=self.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=512, bos_token_id=1, eos_token_id=1, pad_token_id=1, **self.fields,
+        )
 
     def prepare_config_and_inputs_for_common(self):
         ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size)
-        return self.get_config(), {"input_ids": ids, "attention_mask": random_attention_mask([self.batch_size, self.seq_length])}
+        mask = random_attention_mask([self.batch_size, self.seq_length])
+        return self.get_config(), {"input_ids": ids, "attention_mask": mask}
 
 
 def case(name, config, models, **fields):
@@ -59,15 +68,24 @@ def case(name, config, models, **fields):
         self.model_tester = tester(self)
 
     return type(name, (ModelTesterMixin, unittest.TestCase), {
-        "all_model_classes": models, "all_generative_model_classes": (), "pipeline_model_mapping": {}, "setUp": setUp, "__module__": __name__,
+        "all_model_classes": models, "all_generative_model_classes": (), "pipeline_model_mapping": {},
+        "setUp": setUp, "__module__": __name__,
     })
 
 
 GPT2Test = case("GPT2Test", GPT2Config, (GPT2Model, GPT2LMHeadModel, GPT2ForSequenceClassification))
-KnGPT2Test = case("KnGPT2Test", KnGPT2Config, (KnGPT2Model, KnGPT2LMHeadModel, KnGPT2ForSequenceClassification))
-KnGPT2TiedTest = case("KnGPT2TiedTest", KnGPT2Config, (KnGPT2Model, KnGPT2LMHeadModel), kronecker={"head": "tied", "layers": "all"})
+KnGPT2Test = case(
+    "KnGPT2Test", KnGPT2Config, (KnGPT2Model, KnGPT2LMHeadModel, KnGPT2ForSequenceClassification)
+)
+KnGPT2TiedTest = case(
+    "KnGPT2TiedTest", KnGPT2Config, (KnGPT2Model, KnGPT2LMHeadModel),
+    kronecker={"head": "tied", "layers": "all"},
+)
 KnGPT2FoldedTest = case("KnGPT2FoldedTest", KnGPT2Config, (KnGPT2Model, KnGPT2LMHeadModel), folded=True)
-KnLlamaTest = case("KnLlamaTest", KnLlamaConfig, (KnLlamaModel, KnLlamaForCausalLM, KnLlamaForSequenceClassification), intermediate_size=48, num_key_value_heads=2)
+KnLlamaTest = case(
+    "KnLlamaTest", KnLlamaConfig, (KnLlamaModel, KnLlamaForCausalLM, KnLlamaForSequenceClassification),
+    intermediate_size=48, num_key_value_heads=2,
+)
 """
 
 
