@@ -10,12 +10,11 @@ from fnmatch import fnmatchcase
 from transformers import GPT2Config, LlamaConfig
 
 from kn.kronecker import checks
-from kn.kronecker.nearest import SCALES
+from kn.kronecker.nearest import SCALES, Shape
 
 INITS, HEADS = ("svd", "aligned"), ("dense", "tied")
 NAMED_LAYERS = {"odd": "1::2", "even": "::2", "all": ":"}
 LAYER_SYNTAX = "'odd', 'even', 'all', indices and slices such as '0,2,6:', or a tuple of indices"
-Shape = tuple[int, int]
 Target = tuple[str, int]
 FactorShapes = dict[str, tuple[Shape, int]]  # "layer.path" or, for one block, "path": B's shape and the rank
 
@@ -101,7 +100,6 @@ class KroneckerSpec:
         found: dict[str, list] = {
             f"{index}.{path}": [shapes[targets[path][0]], self.rank] for index in layers for path in paths
         }
-
         for position, kind in enumerate(("shapes", "ranks")):
             for pattern, value in getattr(self, kind).items():
                 names = [n for n in found if any(fnmatchcase(s, pattern) for s in (n, n.partition(".")[2]))]
