@@ -1,7 +1,5 @@
 """Calibration text of the aligned start: checks, token frequencies, gradients by the embedding."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch
@@ -18,16 +16,12 @@ def check_calibration(model: nn.Module, spec: KroneckerSpec, ids: Tensor, tokens
         raise ValueError(f"init 'aligned' needs float64, which {device} lacks: move it with .to('cpu')")
     is_ids = isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point()
     if not is_ids or not len(ids) or ids.shape[1] < 2:
-        raise ValueError(
-            "init 'aligned' needs calibration=token ids, an integer tensor (sequences, length) "
-            f"of some {tokens} tokens of text"
-        )
+        expected = f"an integer tensor (sequences, length) of some {tokens} tokens of text"
+        raise ValueError(f"init 'aligned' needs calibration=token ids, {expected}")
     longest, vocabulary = config.max_position_embeddings, config.vocab_size
     if ids.shape[1] > longest or ids.min() < 0 or ids.max() >= vocabulary:
-        raise ValueError(
-            f"calibration ids must be below {vocabulary} in sequences of at most {longest}, "
-            f"got up to {int(ids.max())} and {ids.shape[1]}"
-        )
+        allowed = f"below {vocabulary} in sequences of at most {longest}"
+        raise ValueError(f"calibration ids must be {allowed}, got up to {int(ids.max())} and {ids.shape[1]}")
     if spec.rank != 1 or spec.ranks or not spec.out_proj or spec.factor < 2:
         raise ValueError("init 'aligned' needs rank 1 everywhere, out_proj=True and a factor of at least 2")
     factor, width = spec.embedding_factor or spec.factor, config.hidden_size
@@ -55,8 +49,8 @@ def gradient_covariance(
         x = embedding(ids).detach().requires_grad_()
         with torch.enable_grad():
             values = losses(x, ids)
-        for index, loss in enumerate(values):
-            (g,) = torch.autograd.grad(loss, x, retain_graph=index + 1 < len(values))
+        for loss in values:
+            (g,) = torch.autograd.grad(loss, x, retain_graph=loss is not values[-1])
             total = total + cross_moment(g, g)
     return total / total.diagonal().mean()
 

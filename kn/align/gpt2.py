@@ -8,8 +8,6 @@ parameter: an MLP is pruned to 1/f of its neurons and refitted, a head of size e
 Row vectors; sums are float64. Memory grows with the calibration text by two streams (tokens, d) and no more.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GPT2ForSequenceClassification
 
 from kn.align import least_squares as lsq
-from kn.align import symmetries_gpt2 as symmetries
+from kn.align import symmetries
 from kn.align.calibration import check_calibration, gradient_covariance, token_frequencies
 from kn.align.least_squares import append_ones, interleave_zeros, map_batches
 from kn.models.config import KroneckerSpec
@@ -37,16 +35,7 @@ class Sublayer:
     def __init__(self, block: nn.Module, name: str):
         norm, module, self.in_proj_name = self.MODULES[name]
         self.name, self.norm, self.module = name, getattr(block, norm), getattr(block, module)
-
-    @property
-    def in_proj(self) -> nn.Module:
-        """c_attn or c_fc, which reads the normed stream."""
-        return getattr(self.module, self.in_proj_name)
-
-    @property
-    def out_proj(self) -> nn.Module:
-        """c_proj, which writes to the stream."""
-        return self.module.c_proj
+        self.in_proj, self.out_proj = getattr(self.module, self.in_proj_name), self.module.c_proj
 
     def __call__(self, x: Tensor) -> Tensor:
         output = self.module(self.norm(x))
@@ -55,45 +44,40 @@ class Sublayer:
     def with_inner(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(input of out_proj, output of the sublayer) for the stream x (sequences, length, d)."""
         inner = []
-        hook = self.out_proj.register_forward_pre_hook(lambda _module, args: inner.append(args[0]))
-        output = self(x)
-        hook.remove()
+        with self.out_proj.register_forward_pre_hook(lambda _module, args: inner.append(args[0])):
+            output = self(x)
         return inner[0], output
 
 
-def equivalent_teacher(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
-    """An untied model with the same logits, rotated so that the compressed embedding keeps most of it."""
-    return _rotated_teacher(model, spec, ids)[0]
+def rotated_teacher(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> tuple[nn.Module, Tensor | None]:
+    """An untied model with the same logits, rotated so that the compressed embedding keeps most of it.
 
-
-def _rotated_teacher(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> tuple[nn.Module, Tensor | None]:
-    """equivalent_teacher, and the projection (d, d) of its embedding to what KroneckerEmbedding can hold."""
-    teacher = symmetries.untied(model)
-    symmetries.centre(teacher)
-    symmetries.fold_norms(teacher)
+    Also returns the projection (d, d) of its embedding to what KroneckerEmbedding can hold.
+    """
+    teacher = symmetries.untied_copy(model)
+    symmetries.centre_gpt2(teacher)
+    symmetries.fold_gpt2_norms(teacher)
     if not spec.embedding:
         return teacher, None
     ids = ids.to(model.device)
-    embedding, positions = teacher.transformer.wte.weight, teacher.transformer.wpe.weight
+    embedding = teacher.transformer.wte.weight
     frequency = token_frequencies(ids, len(embedding), SMOOTHING)
     rows = embedding.detach().double()
     mean = frequency @ rows
     with torch.no_grad():  # the tokens' common part moves to every position
         embedding.copy_(rows - mean)
-        positions.add_(mean)
+        teacher.transformer.wpe.weight.add_(mean)
     rows = rows - mean
-    covariance = rows.T @ (frequency[:, None] * rows)
-    factor = spec.embedding_factor or spec.factor
-    Q, P = optimal_rotation(covariance, _gradient_covariance(teacher, ids), factor)
-    symmetries.rotate(teacher, Q)
+    covariance, metric = rows.T @ (frequency[:, None] * rows), _gradient_covariance(teacher, ids)
+    Q, P = optimal_rotation(covariance, metric, spec.embedding_factor or spec.factor)
+    symmetries.rotate_gpt2(teacher, Q)
     return teacher, Q.T @ P @ Q
 
 
 def _gradient_covariance(teacher: nn.Module, ids: Tensor) -> Tensor:
     """gradient_covariance (d, d) of the text's loss, or of a classifier's expected log-probability."""
-    positions = torch.arange(ids.shape[1], device=ids.device)
-
     def losses(x: Tensor, batch: Tensor) -> list[Tensor]:
+        positions = torch.arange(batch.shape[1], device=batch.device)
         inputs = {"inputs_embeds": x, "position_ids": positions.expand_as(batch)}
         if not isinstance(teacher, GPT2ForSequenceClassification):
             return [teacher(labels=batch, **inputs).loss * batch.numel()]
@@ -110,9 +94,8 @@ def _gradient_covariance(teacher: nn.Module, ids: Tensor) -> Tensor:
 
 def embedding_directions(d: int, factor: int) -> Tensor:
     """(d/f, d) orthonormal mean-free rows: the span of a Kronecker embedding with B = (1, −1, 0, …)/√2."""
-    b = torch.zeros(factor, dtype=torch.float64)
-    b[0], b[1] = 0.5**0.5, -(0.5**0.5)
-    return torch.kron(torch.eye(d // factor, dtype=torch.float64), b[None])
+    b = torch.tensor([[0.5**0.5, -(0.5**0.5), *[0.0] * (factor - 2)]], dtype=torch.float64)
+    return torch.kron(torch.eye(d // factor, dtype=torch.float64), b)
 
 
 def optimal_rotation(covariance: Tensor, metric: Tensor, factor: int) -> tuple[Tensor, Tensor]:
@@ -138,18 +121,15 @@ def _set(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 def refit_reader(sublayer: Sublayer, teacher: Sublayer, x_t: Tensor, x_s: Tensor) -> None:
     """Refit in_proj so that from the student's stream x_s it gives what the teacher's gives from x_t."""
-
-    def samples(x_t: Tensor, x_s: Tensor) -> tuple[Tensor, Tensor]:
-        return append_ones(sublayer.norm(x_s)), teacher.norm(x_t) - sublayer.norm(x_s)
-
+    norm_t, norm_s = teacher.norm, sublayer.norm
+    change = lsq.fit_linear_map(lambda t, s: (append_ones(norm_s(s)), norm_t(t) - norm_s(s)), x_t, x_s)
     weight, bias = (parameter.double() for parameter in teacher.in_proj.parameters())
-    change = lsq.fit_linear_map(samples, x_t, x_s) @ weight
+    change = change @ weight
     _set(sublayer.in_proj, weight + change[:-1], bias + change[-1])
 
 
 def refit_writer(sublayer: Sublayer, y_t: Tensor, x_s: Tensor, factor: int = 1) -> None:
     """Refit out_proj, from every factor-th of its inputs, so that the sublayer's output comes next to y_t."""
-
     def samples(y_t: Tensor, x_s: Tensor) -> tuple[Tensor, Tensor]:
         inner, output = sublayer.with_inner(x_s)
         return append_ones(inner[..., ::factor]), y_t - output
@@ -162,9 +142,8 @@ def shrink_heads(sublayer: Sublayer, teacher: Sublayer, x_s: Tensor, factor: int
     """Heads of rank e/f: queries and keys by their products q·k, values by theirs with out_proj."""
     attn, d = sublayer.module, sublayer.module.embed_dim
     e = d // attn.num_heads
-    gram = lsq.gram_matrix(lambda x: append_ones(sublayer.norm(x)), x_s)
-    weight, bias = attn.c_attn.weight.double(), attn.c_attn.bias.double()
-    output = teacher.out_proj.weight.double()
+    gram = lsq.gram_matrix(sublayer.norm, x_s)
+    weight, bias, output = (x.double() for x in (*attn.c_attn.parameters(), teacher.out_proj.weight))
     new_weight, new_bias = torch.zeros_like(weight), torch.zeros_like(bias)
     for head in range(attn.num_heads):
         q, k, v = (slice(part * d + head * e, part * d + (head + 1) * e) for part in range(3))
@@ -180,34 +159,22 @@ def shrink_heads(sublayer: Sublayer, teacher: Sublayer, x_s: Tensor, factor: int
 
 def prune_neurons(sublayer: Sublayer, teacher: Sublayer, x_s: Tensor, factor: int) -> None:
     """Keep 1/f of the MLP's neurons, those from which the output is refitted best."""
-    gram = lsq.gram_matrix(lambda x: append_ones(sublayer.with_inner(x)[0]), x_s)
+    gram = lsq.gram_matrix(lambda x: sublayer.with_inner(x)[0], x_s)
     output, layer = teacher.out_proj.weight, sublayer.in_proj
     keep = lsq.backward_elimination(gram, output, len(output) // factor)
-    bias = interleave_zeros(layer.bias[None, keep], factor, 1)[0]
-    _set(layer, interleave_zeros(layer.weight[:, keep], factor, 1), bias)
+    _set(layer, *(interleave_zeros(x[..., keep], factor, x.ndim - 1) for x in layer.parameters()))
 
 
-def fit_kronecker_sublayer(
-    sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor, factor: int
-) -> None:
+def fit_kronecker(sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor, factor: int) -> None:
     """Make in_proj and out_proj Kronecker products with B = (1, 0, …), the output refitted to y_t."""
-    shrink = shrink_heads if sublayer.name == "attention" else prune_neurons
-    shrink(sublayer, teacher, x_s, factor)
+    (shrink_heads if sublayer.name == "attention" else prune_neurons)(sublayer, teacher, x_s, factor)
     for parameter in sublayer.out_proj.parameters():
         parameter.zero_()
     refit_writer(sublayer, y_t, x_s, factor)
 
 
-def refit_head(student: nn.Module, teacher: nn.Module, x_t: Tensor, x_s: Tensor) -> None:
-    """Refit the dense head so that from the student's last stream it gives what the teacher's gives."""
-    norm_t, norm_s = teacher.transformer.ln_f, student.transformer.ln_f
-    change = lsq.fit_linear_map(lambda x_t, x_s: (norm_s(x_s), norm_t(x_t) - norm_s(x_s)), x_t, x_s)
-    weight = symmetries.head_of(student).weight
-    weight.add_((weight.double() @ change.T).to(weight.dtype))
-
-
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
-    """Raises ValueError for a model, a spec or calibration ids (sequences, length) that cannot be aligned."""
+    """Raises ValueError for a device, spec or calibration ids (sequences, length) that cannot be aligned."""
     check_calibration(model, spec, ids, tokens="30,000")
     if spec.shapes:
         raise ValueError("init 'aligned' takes no shapes for GPT-2: matrices are compressed by their factor")
@@ -215,17 +182,12 @@ def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
         raise ValueError(f"factor {spec.factor} does not divide the heads' size of {size}")
 
 
-def prepare(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> nn.Module:
-    """The student of build_aligned_pair: dense, its compressed matrices exact Kronecker products."""
-    return build_aligned_pair(model, spec, ids)[1]
-
-
 @torch.no_grad()
 def build_aligned_pair(
     model: nn.Module, spec: KroneckerSpec, ids: Tensor, ingredients: tuple[str, ...] = INGREDIENTS,
-    fit_sublayer: Callable = fit_kronecker_sublayer,
+    fit_sublayer: Callable = fit_kronecker,
 ) -> tuple[nn.Module, nn.Module]:
-    """(equivalent_teacher, dense student near it whose compressed matrices are Kronecker products).
+    """(equivalent teacher, dense student near it whose compressed matrices are Kronecker products).
 
     ids: (sequences, length) of calibration text. Without "attention" or "feed_forward" among the ingredients
     these sublayers stay dense; "correction" refits dense layers to the student's activations. fit_sublayer
@@ -233,7 +195,7 @@ def build_aligned_pair(
     """
     check(model, spec, ids)
     training, ids = model.training, ids.to(model.device)
-    teacher, projection = _rotated_teacher(model, spec, ids)
+    teacher, projection = rotated_teacher(model, spec, ids)
     teacher.eval()
     teacher.set_attn_implementation("sdpa")  # causal without a mask
     student = copy.deepcopy(teacher)
@@ -254,8 +216,11 @@ def build_aligned_pair(
             elif corrects and differs:
                 refit_writer(sublayer, x_t, x_s)
             x_s, differs = map_batches(sublayer, x_s), differs or compresses
-    if corrects and differs:
-        refit_head(student, teacher, x_t, x_s)
+    if corrects and differs:  # the dense head is to give from x_s what the teacher's gives from x_t
+        norm_t, norm_s = teacher.transformer.ln_f, student.transformer.ln_f
+        change = lsq.fit_linear_map(lambda t, s: (norm_s(s), norm_t(t) - norm_s(s)), x_t, x_s)
+        weight = symmetries.gpt2_head(student).weight
+        weight.add_((weight.double() @ change.T).to(weight.dtype))
     for aligned in (teacher, student):
         aligned.set_attn_implementation(model.config._attn_implementation)
         aligned.train(training)

@@ -4,8 +4,6 @@ Row vectors: a sample is a row x (…, n). Streams (sequences, length, d) are vi
 at most BATCH_TOKENS samples are in memory. Sums over all of them and their solutions are float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch
@@ -46,14 +44,14 @@ def streamed_cross_moment(samples: Callable[..., tuple[Tensor, Tensor]], *stream
     return sum(moments, start=streams[0].new_zeros(()))
 
 
-def gram_matrix(features: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:
-    """Σ xᵀ x (n, n), float64, of x = features(stream)."""
-    return streamed_cross_moment(lambda batch: (features(batch),) * 2, stream)
-
-
 def append_ones(x: Tensor) -> Tensor:
     """x (…, n) with a column of ones after it, for a bias."""
     return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+
+
+def gram_matrix(features: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:
+    """Σ xᵀ x (n + 1, n + 1), float64, of x = features(stream) with a column of ones."""
+    return streamed_cross_moment(lambda batch: (append_ones(features(batch)),) * 2, stream)
 
 
 def add_ridge(gram: Tensor, ridge: float = RIDGE) -> Tensor:

@@ -5,17 +5,16 @@ rotary positions tie queries and keys to frequencies: narrow ones are fitted to 
 (rotary.py). Dense layers behind a compressed one are refitted: they make up for its loss.
 """
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from kn.align import least_squares as lsq
-from kn.align import symmetries_llama as symmetries
+from kn.align import symmetries
 from kn.align.calibration import check_calibration, evenly_spaced, gradient_covariance, token_frequencies
 from kn.align.least_squares import cross_moment, interleave_zeros, map_batches
 from kn.align.rotary import narrow_heads, narrow_query_key
@@ -33,22 +32,16 @@ RIDGE_READER = 0.1  # of the map between the streams that readers see, towards t
 SINK_NORM = 4.0  # times the median norm: an attention sink (a sequence's first token, above all)
 SINK_WEIGHT = 64.0  # least-squares weight of an attention-sink token; others have 1
 
-
-def equivalent_teacher(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaForCausalLM:
-    """An untied model with the same logits, rotated so that the compressed embedding keeps most of it.
-
-    ids: (sequences, length) of calibration text. Raises ValueError as `check` does.
-    """
-    check(model, spec, ids)
-    return _rotated_teacher(model, spec, ids)[0].to(model.dtype).train(model.training)
+Map = Callable[[Tensor], Tensor]  # of activations (sequences, length, …), a batch at a time
 
 
-def _rotated_teacher(
+def rotated_teacher(
     model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor
 ) -> tuple[LlamaForCausalLM, Tensor | None, Tensor | None]:
-    """(teacher, projection (d, d) of its embedding as in gpt2.py, token frequencies (vocabulary))."""
-    teacher = symmetries.untied(model).to(torch.promote_types(model.dtype, torch.float32)).eval()
-    symmetries.fold_norms(teacher)
+    """(teacher in float32 at least, its embedding's projection, as in gpt2.py; frequencies of tokens)."""
+    teacher = symmetries.untied_copy(model).to(torch.promote_types(model.dtype, torch.float32)).eval()
+    teacher.generation_config = copy.deepcopy(model.generation_config)
+    symmetries.fold_llama_norms(teacher)
     if not spec.embedding:
         return teacher, None, None
     rows = teacher.model.embed_tokens.weight.detach().double()
@@ -59,7 +52,7 @@ def _rotated_teacher(
     )
     covariance = rows.T @ (frequency[:, None] * rows)
     Q, P = optimal_rotation(covariance, metric, spec.embedding_factor or spec.factor)
-    symmetries.rotate(teacher, Q)
+    symmetries.rotate_llama(teacher, Q)
     return teacher, Q.T @ P @ Q, frequency
 
 
@@ -76,16 +69,17 @@ def optimal_rotation(covariance: Tensor, metric: Tensor, factor: int) -> tuple[T
 
 
 def refit_readers(
-    layers: tuple[nn.Linear, ...], norms: tuple[nn.Module, nn.Module], x_t: Tensor, x_s: Tensor,
-    weights: Tensor | None = None,
+    dense: nn.Module, block: nn.Module, norm: str, layers: Iterable[nn.Linear], x_t: Tensor, x_s: Tensor,
+    *weights: Tensor,
 ) -> None:
     """Refit all linear layers that read one norm. Streams (sequences, length, d), weights (sequences, 1, 1).
 
     Ridge regression finds M (d, d) with norm(x_s) M ≈ norm(x_t), shrunk towards the identity; then W ← W Mᵀ.
     """
+    norm_t, norm_s = getattr(dense, norm), getattr(block, norm)
     G = C = x_s.new_zeros(())
-    for t, s, *w in lsq.batches(x_t, x_s, *([] if weights is None else [weights])):
-        t, s = norms[0](t), norms[1](s)
+    for t, s, *w in lsq.batches(x_t, x_s, *weights):
+        t, s = norm_t(t), norm_s(s)
         weighted = s * w[0] if w else s
         G, C = G + cross_moment(weighted, s), C + cross_moment(weighted, t)
     M = lsq.ridge_regression(G, C, RIDGE_READER, torch.eye(len(G), dtype=G.dtype, device=G.device)).T
@@ -130,22 +124,21 @@ class WriterRegression:
 
     def _set(self, fitted: Tensor, factor: int) -> None:
         if self.has_bias:
-            fitted, bias = fitted[:-1], fitted[-1]
-            self.layer.bias.copy_(bias)
+            self.layer.bias.copy_(fitted[-1])
+            fitted = fitted[:-1]
         self.layer.weight.copy_(interleave_zeros(fitted, factor, 0).T)
 
 
-def narrow_values(attn: nn.Module, writer: WriterRegression, factor: int) -> Tensor:
+def narrow_values(attn: nn.Module, factor: int, writer: WriterRegression) -> Map:
     """Values of size e/f per key head, by their moments and all output projections that read them.
 
-    Returns the map (n, n/f) of o_proj's inputs.
+    Returns the map of o_proj's inputs to what they become.
     """
     e, groups = attn.head_dim, attn.num_key_value_groups
     eye = torch.eye(e, dtype=writer.G.dtype, device=writer.G.device)
-    maps: list[Tensor] = []
-    outputs: list[Tensor] = []
-    for key_head in range(attn.o_proj.in_features // e // groups):
-        rows = [slice(h * e, (h + 1) * e) for h in symmetries.query_heads(attn, key_head)]
+    maps, outputs = [], []
+    for first in range(0, attn.o_proj.in_features, groups * e):  # the query heads of one key head
+        rows = [slice(start, start + e) for start in range(first, first + groups * e, e)]
         output = torch.cat([writer.W[r] for r in rows], 1)  # (e, groups · d)
         left, right = lsq.weighted_low_rank(eye, output, e // factor, sum(writer.G[r, r] for r in rows))
         maps.append(left)
@@ -153,7 +146,7 @@ def narrow_values(attn: nn.Module, writer: WriterRegression, factor: int) -> Ten
     narrow_heads(attn.v_proj, torch.stack(maps), factor)
     A = torch.block_diag(*(m for m in maps for _ in range(groups)))
     writer.narrow(A, torch.cat(outputs), RIDGE_WRITER, factor)
-    return A
+    return lambda z: interleave_zeros(z @ A.to(z.dtype), factor, 2)
 
 
 def select_neurons(G: Tensor, W: Tensor, keep: int, ridge: float = RIDGE_OWN_LAYER) -> Tensor:
@@ -171,8 +164,8 @@ def select_neurons(G: Tensor, W: Tensor, keep: int, ridge: float = RIDGE_OWN_LAY
     return kept
 
 
-def prune_neurons(mlp: nn.Module, writer: WriterRegression, ridge: float, factor: int) -> Tensor:
-    """Keep 1/f of the gated MLP's neurons and refit down_proj on them; returns their indices (n/f,)."""
+def prune_neurons(mlp: nn.Module, ridge: float, factor: int, writer: WriterRegression) -> Map:
+    """Keep 1/f of the gated MLP's neurons and refit down_proj on them; returns the map of its inputs."""
     n = mlp.down_proj.in_features
     G = writer.G[:n, :n]
     if writer.has_bias:  # centred: the bias absorbs the mean
@@ -182,14 +175,13 @@ def prune_neurons(mlp: nn.Module, writer: WriterRegression, ridge: float, factor
         kept = parameter[keep].view(len(keep), -1)
         parameter.copy_(interleave_zeros(kept, factor, 0).view_as(parameter))
     writer.narrow(torch.eye(n, dtype=G.dtype, device=G.device)[:, keep], writer.W[keep], ridge, factor)
-    return keep
+    return lambda z: interleave_zeros(z[..., keep], factor, 2)
 
 
 def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
     """Raises ValueError for a model, a spec or calibration ids (sequences, length) that cannot be aligned."""
-    if type(model) is not LlamaForCausalLM:
-        got = type(model).__name__
-        raise ValueError(f"init 'aligned' takes LlamaForCausalLM, not {got}: take init='svd'")
+    if (cls := type(model)) is not LlamaForCausalLM:
+        raise ValueError(f"init 'aligned' takes LlamaForCausalLM, not {cls.__name__}: take init='svd'")
     if isinstance(ids, Tensor) and ids.device != model.device:
         devices = f"the calibration ids are on {ids.device} and the model on {model.device}"
         raise ValueError(f"{devices}: move one of them with .to()")
@@ -197,10 +189,8 @@ def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
     config, size = model.config, model.model.layers[0].self_attn.head_dim
     compressed_layers(spec, config.num_hidden_layers)
     if size % (2 * spec.factor) or config.intermediate_size % spec.factor:
-        raise ValueError(
-            f"factor {spec.factor} does not divide the frequencies of a head of {size} (half its size) "
-            f"and the {config.intermediate_size} hidden units"
-        )
+        units = f"a head of {size} (half its size) and the {config.intermediate_size} hidden units"
+        raise ValueError(f"factor {spec.factor} does not divide the frequencies of {units}")
 
 
 def compressed_layers(spec: KroneckerSpec, layers: int) -> tuple[set[int], set[int]]:
@@ -212,111 +202,80 @@ def compressed_layers(spec: KroneckerSpec, layers: int) -> tuple[set[int], set[i
     shapes = spec.factor_shapes(layers, targets, KnLlamaForCausalLM.out_proj)
     found = []
     for paths in ([path for path in targets if path not in GATED], GATED):
-        found.append({i for i in range(layers) if f"{i}.{paths[0]}" in shapes})
-        together = {f"{i}.{path}" for i in found[-1] for path in paths}
-        if {name for name in shapes if name.partition(".")[2] in paths} != together:
+        compressed = [{i for i in range(layers) if f"{i}.{path}" in shapes} for path in paths]
+        if any(indices != compressed[0] for indices in compressed):
             names = ", ".join(paths)
             raise ValueError(f"init 'aligned' compresses {names} of a layer together or not at all")
+        found.append(compressed[0])
     if any(shape is not None for shape in spec.shapes.values()):
         raise ValueError("init 'aligned' takes shapes that leave matrices dense (None), not another B")
     return found[0], found[1]
 
 
 @torch.no_grad()
-def prepare(model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor) -> LlamaForCausalLM:
-    """A dense model near equivalent_teacher whose compressed matrices are Kronecker products, B = (1, 0, …).
-
-    ids: (sequences, length) of calibration text. Raises ValueError as `check` does.
-    """
+def build_aligned_pair(
+    model: LlamaForCausalLM, spec: KroneckerSpec, ids: Tensor
+) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+    """As build_aligned_pair of gpt2.py. Raises ValueError as `check` does."""
     check(model, spec, ids)
-    teacher, projection, frequency = _rotated_teacher(model, spec, ids)
+    teacher, projection, frequency = rotated_teacher(model, spec, ids)
     teacher.set_attn_implementation("sdpa")  # causal without a mask
     student = copy.deepcopy(teacher)
     embeddings = [m.model.embed_tokens for m in (teacher, student)]
     if projection is not None:
         embeddings[1].weight.copy_(embeddings[1].weight.double() @ projection)
     narrow_attention, narrow_mlp = compressed_layers(spec, len(teacher.model.layers))
-    compressed = narrow_attention | narrow_mlp
-    first = -1 if projection is not None else min(compressed, default=len(teacher.model.layers))
     text = evenly_spaced(ids, STREAM_TOKENS)
     x_t, x_s = (embedding(text) for embedding in embeddings)
     positions = teacher.model.rotary_emb(x_t, torch.arange(ids.shape[1], device=ids.device)[None])
+
+    def attention(layer: nn.Module, x: Tensor) -> Tensor:
+        return layer.self_attn(layer.input_layernorm(x), positions, None)[0]
+
+    def feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
+        return layer.mlp(layer.post_attention_layernorm(x))
+
+    differs = projection is not None  # x_s is no longer x_t
     for index, (dense, block) in enumerate(zip(teacher.model.layers, student.model.layers, strict=True)):
-        attn, mlp, refits, ridge = block.self_attn, block.mlp, index > first, RIDGE_WRITER
-        streams = [x_t, x_s]
+        attn, mlp, ridge, streams = block.self_attn, block.mlp, RIDGE_WRITER, [x_t, x_s]
         if index == 0 and projection is not None:
             # the first layer reads little but tokens: its attention is fitted to the vocabulary, not the text
             streams = [embedding.weight[:, None] for embedding in embeddings]
             streams.append(frequency[:, None, None].to(x_t.dtype))
             ridge = RIDGE_FIRST_WRITER
-        if refits:
-            norms = (dense.input_layernorm, block.input_layernorm)
-            refit_readers((attn.q_proj, attn.k_proj, attn.v_proj), norms, *streams)
-        factor = spec.factor if index in narrow_attention else 1
-        x_t, x_s = _fit_attention(dense, block, x_t, x_s, positions, factor, refits)
-        refits = refits or index in narrow_attention
-        if refits:
-            norms = (dense.post_attention_layernorm, block.post_attention_layernorm)
-            refit_readers((mlp.gate_proj, mlp.up_proj), norms, x_t, x_s)
-        factor = spec.factor if index in narrow_mlp else 1
-        x_t, x_s = _fit_mlp(dense, block, x_t, x_s, factor, refits, ridge)
-    refit_readers((student.lm_head,), (teacher.model.norm, student.model.norm), x_t, x_s)
-    student.set_attn_implementation(model.config._attn_implementation)
-    return student.to(model.dtype).train(model.training)
-
-
-def _fit_attention(
-    dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tensor, positions: tuple[Tensor, Tensor],
-    factor: int, refits: bool,
-) -> tuple[Tensor, Tensor]:
-    """Both streams after the attention, the student's narrowed if factor > 1, else refitted if asked for."""
-
-    def attention(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-        return lambda x: layer.self_attn(layer.input_layernorm(x), positions, None)[0]
-
-    def narrow(writer: WriterRegression) -> Callable[[Tensor], Tensor]:
-        A = narrow_values(block.self_attn, writer, factor).to(x_s.dtype)
-        return lambda z: interleave_zeros(z @ A, factor, 2)
-
-    if factor > 1:
-        narrow_query_key(dense, block, x_t, x_s, positions, factor)
-    fit = narrow if factor > 1 else RIDGE_WRITER if refits else None
-    return _fit_writer(block.self_attn.o_proj, attention(dense), attention(block), x_t, x_s, fit)
-
-
-def _fit_mlp(
-    dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tensor, factor: int, refits: bool, ridge: float
-) -> tuple[Tensor, Tensor]:
-    """Both streams after the MLP, the student's narrowed if factor > 1, else refitted if asked for."""
-
-    def mlp(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-        return lambda x: layer.mlp(layer.post_attention_layernorm(x))
-
-    def narrow(writer: WriterRegression) -> Callable[[Tensor], Tensor]:
-        keep = prune_neurons(block.mlp, writer, ridge, factor)
-        return lambda z: interleave_zeros(z[..., keep], factor, 2)
-
-    fit = narrow if factor > 1 else ridge if refits else None
-    return _fit_writer(block.mlp.down_proj, mlp(dense), mlp(block), x_t, x_s, fit)
+        if differs:
+            refit_readers(dense, block, "input_layernorm", (attn.q_proj, attn.k_proj, attn.v_proj), *streams)
+        fit = partial(WriterRegression.refit, ridge=RIDGE_WRITER) if differs else None
+        if index in narrow_attention:
+            narrow_query_key(dense, block, x_t, x_s, positions, spec.factor)
+            fit, differs = partial(narrow_values, attn, spec.factor), True
+        x_t, x_s = _fit_writer(attn.o_proj, attention, dense, block, x_t, x_s, fit)
+        if differs:
+            readers = (mlp.gate_proj, mlp.up_proj)
+            refit_readers(dense, block, "post_attention_layernorm", readers, x_t, x_s)
+        fit = partial(WriterRegression.refit, ridge=ridge) if differs else None
+        if index in narrow_mlp:
+            fit, differs = partial(prune_neurons, mlp, ridge, spec.factor), True
+        x_t, x_s = _fit_writer(mlp.down_proj, feed_forward, dense, block, x_t, x_s, fit)
+    refit_readers(teacher.model, student.model, "norm", [student.lm_head], x_t, x_s)
+    for aligned in (teacher, student):
+        aligned.set_attn_implementation(model.config._attn_implementation)
+        aligned.to(model.dtype).train(model.training)
+    return teacher, student
 
 
 def _fit_writer(
-    layer: nn.Linear, teacher: Callable, student: Callable, x_t: Tensor, x_s: Tensor,
-    fit: float | Callable[[WriterRegression], Callable[[Tensor], Tensor]] | None,
+    layer: nn.Linear, sublayer: Callable[[nn.Module, Tensor], Tensor], dense: nn.Module, block: nn.Module,
+    x_t: Tensor, x_s: Tensor, fit: Callable[[WriterRegression], Map | None] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Both streams after a sublayer (teacher, student: stream → output) whose output `layer` writes.
+    """Both streams after sublayer(dense, x_t) and sublayer(block, x_s), whose output `layer` writes.
 
-    fit: a ridge to refit the layer with, or a function that narrows it and returns the map to its new inputs.
+    fit refits the layer, or narrows it and returns the map to its new inputs.
     """
-    after, inputs = x_t + map_batches(teacher, x_t), []
-    hook = layer.register_forward_pre_hook(lambda _layer, args: inputs.append(args[0]))
-    map_batches(student, x_s)
-    hook.remove()
+    after, inputs = x_t + map_batches(partial(sublayer, dense), x_t), []
+    with layer.register_forward_pre_hook(lambda _layer, args: inputs.append(args[0])):
+        map_batches(partial(sublayer, block), x_s)
     z = torch.cat(inputs)
-    if fit is not None:
-        writer = WriterRegression(layer, z, after - x_s, after)
-        if callable(fit):
-            z = map_batches(fit(writer), z)
-        else:
-            writer.refit(fit)
+    if fit is not None and (narrow := fit(WriterRegression(layer, z, after - x_s, after))) is not None:
+        z = map_batches(narrow, z)
     return after, x_s + map_batches(layer, z)

@@ -4,13 +4,11 @@ As good as the tools of the aligned start make it: activation-weighted, with bia
 compressed prefix, dense layers refitted, the embedding in its best directions.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 from kn.align.gpt2 import Sublayer, build_aligned_pair, refit_writer
-from kn.align.least_squares import append_ones, gram_matrix, weighted_low_rank
+from kn.align.least_squares import gram_matrix, weighted_low_rank
 from kn.models.config import KroneckerSpec
 
 
@@ -43,11 +41,8 @@ def rank_for(n: int, m: int, factor: int) -> int:
 
 @torch.no_grad()
 def build_low_rank_pair(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> tuple[nn.Module, nn.Module]:
-    """(equivalent teacher, low-rank GPT2LMHeadModel with as many parameters as KroneckerSpec's model).
-
-    ids: (sequences, length) of calibration text.
-    """
-    teacher, student = build_aligned_pair(model, spec, ids, fit_sublayer=fit_low_rank_sublayer)
+    """(equivalent teacher, low-rank GPT-2 of the Kronecker model's size), calibrated on ids as it is."""
+    teacher, student = build_aligned_pair(model, spec, ids, fit_sublayer=fit_low_rank)
     if spec.embedding:  # already projected: a thin product holds it exactly
         embedding = student.transformer.wte.weight
         rank, weight = embedding.shape[1] // (spec.embedding_factor or spec.factor), embedding.double()
@@ -56,14 +51,12 @@ def build_low_rank_pair(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> t
     return teacher, student
 
 
-def fit_low_rank_sublayer(
-    sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor, factor: int
-) -> None:
+def fit_low_rank(sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor, factor: int) -> None:
     """Make in_proj and out_proj products of thin matrices; in between, out_proj is refitted to y_t."""
-    gram = gram_matrix(lambda x: append_ones(sublayer.norm(x)), x_s)
-    setattr(sublayer.module, sublayer.in_proj_name, factorize_linear(sublayer.in_proj, gram, factor))
+    in_proj = factorize_linear(sublayer.in_proj, gram_matrix(sublayer.norm, x_s), factor)
+    setattr(sublayer.module, sublayer.in_proj_name, in_proj)
     refit_writer(sublayer, y_t, x_s)
-    gram = gram_matrix(lambda x: append_ones(sublayer.with_inner(x)[0]), x_s)
+    gram = gram_matrix(lambda x: sublayer.with_inner(x)[0], x_s)
     sublayer.module.c_proj = factorize_linear(sublayer.out_proj, gram, factor)
 
 
@@ -75,8 +68,7 @@ def factorize_linear(layer: nn.Module, gram: Tensor, factor: int) -> LowRankLine
     weight, bias, dtype = layer.weight.double(), layer.bias.double(), layer.weight.dtype
     n, m = weight.shape
     parts = weight.chunk(3 if m == 3 * n else 1, 1)
-    # centred: the bias absorbs the mean
-    covariance = gram[:-1, :-1] - torch.outer(gram[:-1, -1], gram[-1, :-1]) / gram[-1, -1]
+    covariance = gram[:-1, :-1] - torch.outer(gram[:-1, -1], gram[-1, :-1]) / gram[-1, -1]  # bias: the mean
     eye = torch.eye(m // len(parts), dtype=weight.dtype, device=weight.device)
     rank = rank_for(n, len(eye), factor)
     U, V = zip(*(weighted_low_rank(w, eye, rank, covariance) for w in parts), strict=True)

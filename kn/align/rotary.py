@@ -4,8 +4,6 @@ Positions tie every dimension to a frequency, so there is no best product in clo
 the frequencies stay, their queries and keys fitted to the teacher's attention by a few steps of L-BFGS.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import rotate_half
@@ -17,6 +15,7 @@ FIT_SEQUENCES = 16  # of the calibration text
 FIT_QUERIES = 64  # per sequence, whose attention is compared
 LBFGS_STEPS = 60  # from the best start in closed form
 SLOW_ANGLE = 1.0  # radians over a sequence: frequencies that turn less may be mixed
+Pair = tuple[Tensor, Tensor]  # of queries and keys, or cos and sin
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -32,9 +31,7 @@ def narrow_heads(layer: nn.Linear, maps: Tensor, factor: int) -> None:
         parameter.copy_(new.view_as(parameter))
 
 
-def initial_maps(
-    roots_q: Tensor, roots_k: Tensor, positions: tuple[Tensor, Tensor], factor: int
-) -> tuple[Tensor, Tensor]:
+def initial_maps(roots_q: Tensor, roots_k: Tensor, positions: Pair, factor: int) -> Pair:
     """Maps (heads, e, e/f) of queries and keys: every f-th fast frequency, a low-rank product of slow ones.
 
     roots R (heads, e, e): Rᵀ R is the second moment. positions: (cos, sin), each (1, length, e); frequencies
@@ -63,8 +60,7 @@ def initial_maps(
 
 @torch.no_grad()
 def narrow_query_key(
-    dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tensor, positions: tuple[Tensor, Tensor],
-    factor: int,
+    dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tensor, positions: Pair, factor: int
 ) -> None:
     """Queries and keys of size e/f, interleaved with zeros, of least KL(teacher ‖ student) in attention.
 
@@ -85,17 +81,15 @@ def narrow_query_key(
 
     targets = []  # per sequence: attention (heads, n, length)
     for i, x in enumerate(x_t.split(1)):
-        q = heads(teacher.q_proj, dense.input_layernorm, x)[0, :, rows[i]]
-        k = heads(teacher.k_proj, dense.input_layernorm, x)[0]
-        k = apply_rotary(k, cos, sin).repeat_interleave(groups, 0)
+        q, k = (heads(layer, dense.input_layernorm, x)[0] for layer in (teacher.q_proj, teacher.k_proj))
+        q, k = q[:, rows[i]], apply_rotary(k, cos, sin).repeat_interleave(groups, 0)
         score = scale * apply_rotary(q, cos[rows[i]], sin[rows[i]]) @ k.transpose(-1, -2)
         targets.append(score.masked_fill(future[i], -torch.inf).softmax(-1))
     outputs = [heads(layer, block.input_layernorm, x_s) for layer in (attn.q_proj, attn.k_proj)]
     roots = [
         torch.stack([gram_root(cross_moment(h, h) / h[..., 0].numel()) for h in x.unbind(1)]) for x in outputs
     ]
-    # whitened, so that L-BFGS needs few steps
-    q, k = (
+    q, k = (  # whitened, so that L-BFGS needs few steps
         torch.linalg.solve_triangular(root.to(x.dtype), x, upper=True, left=False)
         for root, x in zip(roots, outputs, strict=True)
     )

@@ -8,9 +8,8 @@ queries at a time. Where the queries' weights are known beforehand ("mean", "sum
 same pass, else from a second one. On an NVIDIA GPU, attention_kl_triton.py does the same in Triton kernels.
 """
 
-from __future__ import annotations
-
 import functools
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -23,11 +22,6 @@ REDUCTIONS = ("mean", "sum", "none")
 BLOCK_SCORES = 2**19  # scores of one model at a time: 2 MB stay in a core's cache
 MIN_BLOCK = 16  # queries at a time
 MASKED = -1e30  # finite, so that the difference of two masked scores is 0
-
-
-def upcast_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype losses are computed in: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def attention_kl(
@@ -43,40 +37,37 @@ def attention_kl(
     length), 0 for padded ones; float32 (float64 stays). Gradients reach q_s and k_s only.
     Raises TypeError for wrong types, ValueError for wrong shapes and for unknown directions and reductions.
     """
-    for name, value, allowed in (("direction", direction, DIRECTIONS), ("reduction", reduction, REDUCTIONS)):
-        if value not in allowed:
-            got = checks.describe_value(value)
-            raise ValueError(f"{name} {got} is unknown: allowed are {', '.join(allowed)}")
+    checks.require_choice("direction", direction, DIRECTIONS)
+    checks.require_choice("reduction", reduction, REDUCTIONS)
     tensors = {"q_s": q_s, "k_s": k_s, "q_t": q_t, "k_t": k_t}
     shapes = [tuple(checks.require_float_tensor(name, x).shape) for name, x in tensors.items()]
-    for name, scale in (("scale_s", scale_s), ("scale_t", scale_t)):
-        if scale is not None:
-            checks.require_nonnegative(name, scale)
-    if attention_mask is not None and not isinstance(attention_mask, Tensor):
-        got = checks.describe_value(attention_mask)
-        raise TypeError(f"attention_mask is {got}: expected a tensor (batch, length)")
     same_model = shapes[0] == shapes[1] and shapes[2] == shapes[3]
     if any(len(shape) != 4 for shape in shapes) or not same_model or shapes[0][:3] != shapes[2][:3]:
         raise ValueError(
             "q and k must be (batch, heads, length, head size), the first three the same for both models, "
             f"got {', '.join(map(str, shapes))}"
         )
-    batch, heads, length, size_s = shapes[0]
-    if attention_mask is not None and tuple(attention_mask.shape) != (batch, length):
-        shape = tuple(attention_mask.shape)
-        raise ValueError(f"attention_mask must be (batch, length) = ({batch}, {length}), got {shape}")
-    size_t = shapes[2][3]
-    scales = (size_s**-0.5 if scale_s is None else scale_s, size_t**-0.5 if scale_t is None else scale_t)
-    valid = None if attention_mask is None else attention_mask.bool()
-    weights = None
+    batch, heads, length, _ = shapes[0]
+    valid = weights = None
+    if attention_mask is not None:
+        if not isinstance(attention_mask, Tensor):
+            got = checks.describe_value(attention_mask)
+            raise TypeError(f"attention_mask is {got}: expected a tensor (batch, length)")
+        if (shape := tuple(attention_mask.shape)) != (batch, length):
+            raise ValueError(f"attention_mask must be (batch, length) = ({batch}, {length}), got {shape}")
+        valid = attention_mask.bool()
+    scales = [
+        shape[3] ** -0.5 if scale is None else checks.require_nonnegative(name, scale)
+        for name, scale, shape in (("scale_s", scale_s, shapes[0]), ("scale_t", scale_t, shapes[2]))
+    ]
     if reduction != "none":
-        dtype = upcast_dtype(q_s.dtype)
+        dtype = torch.promote_types(q_s.dtype, torch.float32)
         weights = q_s.new_ones(batch, length, dtype=dtype) if valid is None else valid.to(dtype)
         if reduction == "mean":
             weights = weights / (weights.sum().clamp(min=1) * heads)  # no valid query at all: 0
     inputs = (q_s, k_s, q_t.detach(), k_t.detach())
     if (kernels := triton_backend(*inputs)) is not None:
-        kl = kernels.per_query_kl(*inputs, scales, valid, direction)
+        kl = kernels.PerQueryKL.apply(*inputs, scales, valid, direction)
         return kl if weights is None else (kl * weights[:, None]).sum()
     with torch.autocast(q_s.device.type, enabled=False):
         kl = _AttentionKL.apply(*inputs, scales, valid, direction, weights)
@@ -89,9 +80,8 @@ def triton_backend(*inputs: Tensor) -> ModuleType | None:
     It needs Triton, an NVIDIA GPU (Ampere or newer), and head sizes and dtypes that its kernels support.
     """
     device = inputs[0].device
-    if device.type != "cuda" or any(x.device != device for x in inputs) or torch.version.cuda is None:
-        return None
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    on_one_gpu = device.type == "cuda" and all(x.device == device for x in inputs)
+    if not on_one_gpu or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     kernels = _import_kernels()
     return kernels if kernels is not None and kernels.supports(*inputs) else None
@@ -136,11 +126,11 @@ class _AttentionKL(torch.autograd.Function):
 
 
 def _blockwise_kl(
-    inputs: tuple[Tensor, ...], scales: tuple[float, float], valid: Tensor | None, direction: str,
-    kl_grad: Tensor | None,
+    inputs: Sequence[Tensor], scales: list[float], valid: Tensor | None, direction: str,
+    kl_grad: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """(kl,) or, with kl_grad, (kl, dq, dk), a block of queries at a time; kl and kl_grad (b, h, t)."""
-    dtype = upcast_dtype(inputs[0].dtype)
+    dtype = torch.promote_types(inputs[0].dtype, torch.float32)
     q_s, k_s, q_t, k_t = (x.detach().flatten(0, 1).to(dtype) for x in inputs)  # (b·h, t, e)
     q_s, q_t = q_s * scales[0], q_t * scales[1]
     batch_heads, length = q_s.shape[:2]
@@ -158,8 +148,7 @@ def _blockwise_kl(
         t = _masked_scores(q_t[:, rows], k_t[:, keys], padded, future)
         # softmax's kernels know exp's underflow; exp and logsumexp take 20 times as long on masked scores
         p_s, p_t = s.softmax(-1), t.softmax(-1)
-        lse_s = s.amax(-1, keepdim=True) - p_s.amax(-1, keepdim=True).log()
-        lse_t = t.amax(-1, keepdim=True) - p_t.amax(-1, keepdim=True).log()
+        lse_s, lse_t = (x.amax(-1, True) - p.amax(-1, True).log() for x, p in ((s, p_s), (t, p_t)))
         if direction == "student_teacher":
             mean = torch.linalg.vecdot(p_s, s.sub_(t)).unsqueeze(-1)
             kl[:, rows] = (mean - lse_s + lse_t).squeeze(-1)

@@ -14,8 +14,6 @@ over keys) and once for dk (a block of keys, streaming over queries). Scores are
 hardware has. Sums are float32. Run in Triton's interpreter, compiled for sm_80 and sm_90, not yet on a GPU.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -30,22 +28,9 @@ MASKED = tl.constexpr(-1e30)  # finite, so that the difference of two masked sco
 
 def supports(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor) -> bool:
     """Whether the kernels take these inputs: not empty, HEAD_SIZES, DTYPES, q and k of one dtype."""
-    models = ((q_s, k_s), (q_t, k_t))
-    return q_s.numel() > 0 and all(
-        q.shape[-1] in HEAD_SIZES and q.dtype in DTYPES and k.dtype == q.dtype for q, k in models
-    )
-
-
-def per_query_kl(
-    q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scales: tuple[float, float], valid: Tensor | None,
-    direction: str,
-) -> Tensor:
-    """Each query's KL (eq. 3), float32 (batch, heads, length), 0 where padded; see `supports` for the inputs.
-
-    q_s, k_s: (batch, heads, length, e_s), q_t, k_t: (…, e_t); valid (batch, length) is true on real tokens.
-    Gradients reach q_s and k_s, in their dtype.
-    """
-    return _PerQueryKL.apply(q_s, k_s, q_t, k_t, scales, valid, direction)
+    one_dtype = q_s.dtype == k_s.dtype and q_t.dtype == k_t.dtype
+    fit = all(q.shape[-1] in HEAD_SIZES and q.dtype in DTYPES for q in (q_s, q_t))
+    return q_s.numel() > 0 and one_dtype and fit
 
 
 def block_size(q_s: Tensor, q_t: Tensor) -> int:
@@ -125,12 +110,6 @@ def _forward(
 
 
 @triton.jit
-def _load_rows(x, rows, length_mask):
-    """Some entries (B,) of a per-query quantity, zeros beyond the length."""
-    return tl.load(x + rows, mask=length_mask, other=0.0)
-
-
-@triton.jit
 def _score_grad(qs, ks, qt, kt, allowed, mean, lse_s, lse_t, scale_s, scale_t, STUDENT_FIRST: tl.constexpr):
     """Eq. 3' or 3'', (B queries, B keys): gradient of the KL by the student's scores."""
     s, t = _scores(qs, ks, scale_s), _scores(qt, kt, scale_t)
@@ -154,8 +133,9 @@ def _backward_q(
     rows, inside = batch_head * length + i, i < length
     qs = _load_tile(q_s, strides[0], batch, head, i, length, S)
     qt = _load_tile(q_t, strides[2], batch, head, i, length, T)
-    m, ls = _load_rows(mean, rows, inside), _load_rows(lse_s, rows, inside)
-    lt = _load_rows(lse_t, rows, inside)
+    m = tl.load(mean + rows, mask=inside, other=0.0)
+    ls = tl.load(lse_s + rows, mask=inside, other=0.0)
+    lt = tl.load(lse_t + rows, mask=inside, other=0.0)
     total = tl.zeros((BLOCK, S), tl.float32)
     for start in range(0, (block + 1) * BLOCK, BLOCK):
         j = start + tl.arange(0, BLOCK)
@@ -164,7 +144,7 @@ def _backward_q(
         allowed = _allowed(i, j, valid, batch, length, MASK)
         ds = _score_grad(qs, ks, qt, kt, allowed, m, ls, lt, scale_s, scale_t, STUDENT_FIRST)
         total += tl.dot(ds.to(ks.dtype), ks, input_precision="ieee")
-    total *= _load_rows(grad, rows, inside)[:, None] * scale_s
+    total *= tl.load(grad + rows, mask=inside, other=0.0)[:, None] * scale_s
     pointers = dq + rows[:, None] * S + tl.arange(0, S)[None, :]
     tl.store(pointers, total.to(dq.dtype.element_ty), mask=inside[:, None])
 
@@ -192,19 +172,24 @@ def _backward_k(
         rows, inside = batch_head * length + i, i < length
         qs = _load_tile(q_s, strides[0], batch, head, i, length, S)
         qt = _load_tile(q_t, strides[2], batch, head, i, length, T)
-        m, ls = _load_rows(mean, rows, inside), _load_rows(lse_s, rows, inside)
-        lt = _load_rows(lse_t, rows, inside)
+        m = tl.load(mean + rows, mask=inside, other=0.0)
+        ls = tl.load(lse_s + rows, mask=inside, other=0.0)
+        lt = tl.load(lse_t + rows, mask=inside, other=0.0)
         allowed = _allowed(i, j, valid, batch, length, MASK)
         ds = _score_grad(qs, ks, qt, kt, allowed, m, ls, lt, scale_s, scale_t, STUDENT_FIRST)
-        ds *= _load_rows(grad, rows, inside)[:, None]
+        ds *= tl.load(grad + rows, mask=inside, other=0.0)[:, None]
         total += tl.dot(tl.trans(ds.to(qs.dtype)), qs, input_precision="ieee")
     total *= tl.load(grad_max) * scale_s
     pointers = dk + (batch_head * length + j)[:, None] * S + tl.arange(0, S)[None, :]
     tl.store(pointers, total.to(dk.dtype.element_ty), mask=(j < length)[:, None])
 
 
-class _PerQueryKL(torch.autograd.Function):
-    """Launches the kernels; inputs of any strides, copied where the last dimension is not contiguous."""
+class PerQueryKL(torch.autograd.Function):
+    """Each query's KL (eq. 3), float32 (batch, heads, length), 0 where padded; see `supports` for the inputs.
+
+    q_s, k_s: (batch, heads, length, e_s), q_t, k_t: (…, e_t), any strides, copied where the last dimension is
+    not contiguous; valid (batch, length) is true on real tokens. Gradients reach q_s and k_s, in their dtype.
+    """
 
     @staticmethod
     def forward(ctx, q_s, k_s, q_t, k_t, scales, valid, direction):
@@ -213,13 +198,13 @@ class _PerQueryKL(torch.autograd.Function):
         block = block_size(q_s, q_t)
         flags = None if valid is None else valid.to(torch.uint8).contiguous()
         kl, mean, lse_a, lse_b = (q_s.new_empty(q_s.shape[:3], dtype=torch.float32) for _ in range(4))
-        scales = [float(scale) for scale in scales]
-        student_first = direction == "student_teacher"
+        scales, student_first = [float(scale) for scale in scales], direction == "student_teacher"
         ordered = inputs if student_first else inputs[2:] + inputs[:2]  # the direction's order
         ordered_scales = scales if student_first else scales[::-1]
+        strides = tuple(x.stride()[:3] for x in ordered)
         with torch.cuda.device_of(q_s):
             _forward[(triton.cdiv(length, block) * batch * heads,)](
-                *ordered, flags, kl, mean, lse_a, lse_b, _strides(ordered), *ordered_scales, heads, length,
+                *ordered, flags, kl, mean, lse_a, lse_b, strides, *ordered_scales, heads, length,
                 A=ordered[0].shape[-1], B=ordered[2].shape[-1], MASK=flags is not None, BLOCK=block,
             )
         ctx.save_for_backward(*inputs, flags, mean, *((lse_a, lse_b) if student_first else (lse_b, lse_a)))
@@ -229,16 +214,12 @@ class _PerQueryKL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # (batch, heads, length)
-        *inputs, flags, mean, lse_s, lse_t = ctx.saved_tensors
+        *inputs, flags, _, _, _ = saved = ctx.saved_tensors
         batch, heads, length, size = inputs[0].shape
-        grad = grad.float()
-        grad = (grad if flags is None else grad * flags[:, None]).contiguous()
-        saved = (*inputs, flags, mean, lse_s, lse_t)
-        shapes = (_strides(inputs), *ctx.scales, heads, length)
-        constants = {
-            "S": size, "T": inputs[2].shape[-1], "MASK": flags is not None,
-            "STUDENT_FIRST": ctx.student_first, "BLOCK": ctx.block,
-        }
+        grad = (grad.float() if flags is None else grad.float() * flags[:, None]).contiguous()
+        shapes = (tuple(x.stride()[:3] for x in inputs), *ctx.scales, heads, length)
+        constants = {"S": size, "T": inputs[2].shape[-1], "MASK": flags is not None}
+        constants |= {"STUDENT_FIRST": ctx.student_first, "BLOCK": ctx.block}
         grid = (triton.cdiv(length, ctx.block) * batch * heads,)
         dq = dk = None
         with torch.cuda.device_of(grad):
@@ -250,8 +231,3 @@ class _PerQueryKL(torch.autograd.Function):
                 grad_max = grad.abs().amax().clamp(min=torch.finfo(torch.float32).tiny).reshape(1)
                 _backward_k[grid](*saved, grad / grad_max, grad_max, dk, *shapes, **constants)
         return dq, dk, None, None, None, None, None
-
-
-def _strides(inputs: list[Tensor]) -> tuple[tuple[int, ...], ...]:
-    """Strides of batch, head and token, for each tensor."""
-    return tuple(x.stride()[:3] for x in inputs)

@@ -1,14 +1,12 @@
 """Capture the activations that intermediate-layer distillation (eq. 2-5) compares, through forward hooks."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import CausalLMOutput
 
 from kn.distill.large_vocabulary import chunked_cross_entropy
 from kn.kronecker import checks
@@ -47,39 +45,33 @@ def capture(
     scaling = [block.attn.scaling for block in model.transformer.h]
     captured = Captured(torch.empty(0), [], [], [], None, None, scaling)
 
-    def on_attention(layer: int, query: Tensor, key: Tensor) -> None:
+    def on_attention(_layer: int, query: Tensor, key: Tensor) -> None:
         captured.q.append(query)
         captured.k.append(key)
 
     call, labels = wrapper or model, inputs.get("labels")
     with capture_hooks(
-        model, hidden_point, on_embedding=lambda output: setattr(captured, "embedding", output),
-        on_attention=on_attention, on_hidden=lambda layer, output: captured.hidden.append(output),
+        model, hidden_point, on_embedding=partial(setattr, captured, "embedding"), on_attention=on_attention,
+        on_hidden=lambda _layer, output: captured.hidden.append(output),
     ):
         if not head:
-            output = model.transformer(**inputs)
+            model.transformer(**inputs)
         elif logits or labels is None or not should_chunk_logits(model, labels):
             output = call(**inputs)
+            captured.logits, captured.loss = output.logits, output.loss
         else:
-            hook = model.transformer.ln_f.register_forward_hook(
+            del inputs["labels"]
+            with model.transformer.ln_f.register_forward_hook(
                 lambda _module, _args, output: setattr(captured, "last_hidden_state", output)
-            )
-            try:
-                call(**{name: value for name, value in inputs.items() if name != "labels"}, logits_to_keep=1)
-            finally:
-                hook.remove()
-            hidden = captured.last_hidden_state
-            output = CausalLMOutput(chunked_cross_entropy(hidden, model.lm_head.weight, labels))
-    if head:
-        captured.logits, captured.loss = output.logits, output.loss
+            ):
+                call(**inputs, logits_to_keep=1)
+            weight = model.lm_head.weight
+            captured.loss = chunked_cross_entropy(captured.last_hidden_state, weight, labels)
     return captured
 
 
 def _check_inputs(model: nn.Module, inputs: dict) -> None:
-    """Refuse what would fail deep inside the model, or be read past its embeddings.
-
-    Values are checked on a CPU only: a GPU would have to wait for them.
-    """
+    """Refuse what would fail deep inside the model; values on a CPU only, a GPU would wait for them."""
     if not isinstance(model, nn.Module) or not hasattr(getattr(model, "transformer", None), "h"):
         raise TypeError(f"capture takes a GPT-2 or KnGPT2 with a head, got {type(model).__name__}")
     if "inputs_embeds" in inputs:
@@ -104,13 +96,11 @@ def _check_inputs(model: nn.Module, inputs: dict) -> None:
 def capture_hooks(
     model: nn.Module, hidden_point: str, on_embedding: Callable, on_attention: Callable, on_hidden: Callable
 ) -> Iterator[None]:
-    """Forward hooks on a GPT-2 or KnGPT2, with shapes as in Captured.
+    """Hooks on a GPT-2, calling on_embedding(output), on_attention(layer, q, k) and on_hidden(layer, output).
 
-    They call on_embedding(output), and per layer on_attention(layer, q, k) and on_hidden(layer, output).
     Raises ValueError for an unknown hidden_point, RuntimeError where a layer did not run exactly once.
     """
-    if hidden_point not in HIDDEN_POINTS:
-        raise ValueError(f"hidden_point {hidden_point!r} is unknown: allowed are {', '.join(HIDDEN_POINTS)}")
+    checks.require_choice("hidden_point", hidden_point, HIDDEN_POINTS)
     blocks, heads, layers_seen = model.transformer.h, model.config.n_head, []
 
     def split_heads(layer: int, output: Tensor) -> None:  # (b, t, 3·d)
@@ -121,22 +111,20 @@ def capture_hooks(
         layers_seen.append(layer)
         on_hidden(layer, output)
 
-    hooks = [model.transformer.drop.register_forward_pre_hook(lambda _module, args: on_embedding(args[0]))]
-    for layer, block in enumerate(blocks):
-        point = block.mlp.c_proj if hidden_point == "c_proj" else block
-        for module, callback in ((block.attn.c_attn, split_heads), (point, see_hidden)):
-            hooks.append(module.register_forward_hook(
-                lambda _module, _args, output, layer=layer, callback=callback: callback(layer, output)
-            ))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if layers_seen != list(range(len(blocks))):
-        raise RuntimeError(
-            f"saw {len(layers_seen)} hidden outputs of {len(blocks)} layers: is gradient checkpointing on?"
+    with contextlib.ExitStack() as hooks:
+        hooks.enter_context(
+            model.transformer.drop.register_forward_pre_hook(lambda _module, args: on_embedding(args[0]))
         )
+        for layer, block in enumerate(blocks):
+            point = block.mlp.c_proj if hidden_point == "c_proj" else block
+            for module, callback in ((block.attn.c_attn, split_heads), (point, see_hidden)):
+                hooks.enter_context(module.register_forward_hook(
+                    lambda _module, _args, output, layer=layer, callback=callback: callback(layer, output)
+                ))
+        yield
+    if layers_seen != list(range(len(blocks))):
+        seen = f"{len(layers_seen)} hidden outputs of {len(blocks)} layers"
+        raise RuntimeError(f"saw {seen}: is gradient checkpointing on?")
 
 
 def should_chunk_logits(model: nn.Module, labels: Tensor) -> bool:

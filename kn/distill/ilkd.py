@@ -6,13 +6,11 @@
     eq. 5   loss = α1·embedding + α2·attention + α3·hidden + α4·cross-entropy
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kn.distill.attention_kl import attention_kl, upcast_dtype
+from kn.distill.attention_kl import attention_kl
 from kn.distill.capture import Captured, capture_hooks
 from kn.kronecker import checks
 
@@ -26,18 +24,17 @@ def ilkd_loss(
     """Eq. 5 from what kn.capture returned for both models: (scalar loss, its four terms before weighting).
 
     attention_mask (b, t) is 1 on real tokens. Raises TypeError for other than Captured, ValueError for models
-    of different depth or width, for α4 ≠ 0 without labels and for alphas that are all 0.
+    of different depth or width, a mask of another shape, α4 ≠ 0 without labels, or alphas that are all 0.
     """
     for name, captured in (("student", student), ("teacher", teacher)):
         if not isinstance(captured, Captured):
             raise TypeError(f"{name} is {checks.describe_value(captured)}: expected the result of kn.capture")
-    terms = IlkdTerms(student, alphas, attention_mask, direction)
+    terms = _IlkdTerms(student, teacher.scaling, alphas, attention_mask, direction)
     if not any(alphas):
         raise ValueError("alphas are all 0: there is nothing to learn from, at least one must be positive")
-    terms.check_depth(len(teacher.q))
     terms.add_embedding(teacher.embedding)
     for layer, (q, k, hidden) in enumerate(zip(teacher.q, teacher.k, teacher.hidden, strict=True)):
-        terms.add_attention(layer, q, k, teacher.scaling[layer])
+        terms.add_attention(layer, q, k)
         terms.add_hidden(layer, hidden)
     return terms.total()
 
@@ -51,32 +48,26 @@ def streaming_ilkd_loss(
     The hidden states in `student` are freed as well. Returns the loss, its terms, and the teacher's logits if
     head, else its last hidden states. Raises ValueError as ilkd_loss does.
     """
-    blocks = teacher.transformer.h
-    terms = IlkdTerms(student, alphas, inputs.get("attention_mask"), direction)
-    terms.check_depth(len(blocks))
+    scaling = [block.attn.scaling for block in teacher.transformer.h]
+    terms = _IlkdTerms(student, scaling, alphas, inputs.get("attention_mask"), direction)
 
-    @torch.enable_grad()
-    def on_attention(layer: int, q: Tensor, k: Tensor) -> None:
-        terms.add_attention(layer, q, k, blocks[layer].attn.scaling)
-
-    @torch.enable_grad()
-    def on_hidden(layer: int, output: Tensor) -> None:
-        terms.add_hidden(layer, output)
+    def add_and_free_hidden(layer: int, hidden: Tensor) -> None:
+        terms.add_hidden(layer, hidden)
         student.hidden[layer] = None
 
-    on_embedding = torch.enable_grad()(terms.add_embedding)
-    with torch.no_grad(), capture_hooks(teacher, hidden_point, on_embedding, on_attention, on_hidden):
+    callbacks = map(torch.enable_grad(), (terms.add_embedding, terms.add_attention, add_and_free_hidden))
+    with torch.no_grad(), capture_hooks(teacher, hidden_point, *callbacks):
         output = (teacher if head else teacher.transformer)(**inputs)
     return *terms.total(), output.logits if head else output.last_hidden_state
 
 
-class IlkdTerms:
-    """The terms of eq. 5, summed layer by layer.
+class _IlkdTerms:
+    """The terms of eq. 5, summed layer by layer; teacher_scaling: its factor on q·k in each layer."""
 
-    Raises ValueError for other than four alphas, a mask of the wrong shape, or α4 ≠ 0 without labels.
-    """
-
-    def __init__(self, student: Captured, alphas: Alphas, attention_mask: Tensor | None, direction: str):
+    def __init__(
+        self, student: Captured, teacher_scaling: list[float], alphas: Alphas, attention_mask: Tensor | None,
+        direction: str,
+    ):
         if not isinstance(alphas, tuple | list) or len(alphas) != 4:
             terms, got = "embedding, attention, hidden, cross-entropy", checks.describe_value(alphas)
             raise ValueError(f"alphas needs four numbers ({terms}), got {got}")
@@ -87,33 +78,27 @@ class IlkdTerms:
             got = checks.describe_value(attention_mask)
             raise ValueError(f"attention_mask is {got}: expected a tensor {shape}")
         if student.loss is None and alphas[3]:
-            raise ValueError(
-                "alphas[3] weighs the cross-entropy, but the student saw no labels: "
-                "pass labels to capture or set it to 0"
-            )
-        self.student, self.alphas, self.mask, self.direction = student, alphas, attention_mask, direction
+            remedy = "pass labels to capture or set it to 0"
+            raise ValueError(f"alphas[3] weighs the cross-entropy, but the student saw no labels: {remedy}")
+        if (layers := len(student.q)) != len(teacher_scaling):
+            depths = f"the student has {layers} layers, the teacher {len(teacher_scaling)}"
+            raise ValueError(f"ILKD compares layer by layer: {depths}")
+        self.student, self.teacher_scaling, self.alphas = student, teacher_scaling, alphas
+        self.mask, self.direction = attention_mask, direction
         self.valid = None if attention_mask is None else attention_mask.to(student.embedding.device).float()
         zero = student.embedding.new_zeros(())
-        self.terms = {"embedding": zero, "attention": zero, "hidden": zero}
+        self.terms = dict.fromkeys(("embedding", "attention", "hidden"), zero)
         self.terms["cross_entropy"] = zero if student.loss is None else student.loss
-
-    def check_depth(self, teacher_layers: int) -> None:
-        """Raises ValueError if the teacher has another number of layers."""
-        if (layers := len(self.student.q)) != teacher_layers:
-            raise ValueError(
-                f"ILKD compares layer by layer: the student has {layers} layers, the teacher {teacher_layers}"
-            )
 
     def add_embedding(self, teacher: Tensor) -> None:
         """Eq. 2, teacher (b, t, d)."""
         self.terms["embedding"] = _mse(self.student.embedding, teacher, self.valid)
 
-    def add_attention(self, layer: int, q: Tensor, k: Tensor, scaling: float) -> None:
+    def add_attention(self, layer: int, q: Tensor, k: Tensor) -> None:
         """One layer of eq. 3, the teacher's q and k (b, h, t, e)."""
-        s = self.student
-        self.terms["attention"] = self.terms["attention"] + attention_kl(
-            s.q[layer], s.k[layer], q, k, s.scaling[layer], scaling, self.mask, self.direction
-        )
+        s, scaling = self.student, (self.student.scaling[layer], self.teacher_scaling[layer])
+        kl = attention_kl(s.q[layer], s.k[layer], q, k, *scaling, self.mask, self.direction)
+        self.terms["attention"] = self.terms["attention"] + kl
 
     def add_hidden(self, layer: int, hidden: Tensor) -> None:
         """One layer of eq. 4, the teacher's hidden (b, t, d)."""
@@ -121,13 +106,12 @@ class IlkdTerms:
 
     def total(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 5, and its terms before weighting."""
-        zero = self.student.embedding.new_zeros(())
         weighted = (a * term for a, term in zip(self.alphas, self.terms.values(), strict=True) if a)
-        return sum(weighted, start=zero), self.terms
+        return sum(weighted, start=self.student.embedding.new_zeros(())), self.terms
 
 
 def _upcast(x: Tensor) -> Tensor:
-    return x.to(upcast_dtype(x.dtype))
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _mse(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
@@ -149,12 +133,10 @@ def vanilla_kd_loss(
     Mean over positions, or those where valid (…) is 1. Raises ValueError for logits of two shapes.
     """
     checks.require_nonnegative("temperature", temperature, positive=True)
-    student_logits = checks.require_float_tensor("student_logits", student_logits)
-    teacher_logits = checks.require_float_tensor("teacher_logits", teacher_logits)
-    s, t = tuple(student_logits.shape), tuple(teacher_logits.shape)
+    logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+    s, t = (tuple(checks.require_float_tensor(name, x).shape) for name, x in logits.items())
     if s != t:
         raise ValueError(f"logits must have one shape: the student's are {s}, the teacher's {t}")
-    log_p_s = F.log_softmax(_upcast(student_logits) / temperature, -1)
-    log_p_t = F.log_softmax(_upcast(teacher_logits) / temperature, -1)
+    log_p_s, log_p_t = (F.log_softmax(_upcast(x) / temperature, -1) for x in logits.values())
     kl = (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1) * temperature**2
     return kl.mean() if valid is None else (kl * valid).sum() / valid.sum()

@@ -6,15 +6,11 @@ F.linear_cross_entropy takes 16 rows at a time on a CPU, which doubles the step'
 a second gradient of the head's size; Liger's needs a GPU (LOG.md).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from kn.distill.attention_kl import upcast_dtype
 
 CHUNK_ROWS = 256  # of logits at a time: 51 MB at GPT-2's vocabulary in float32
 IGNORE_INDEX = -100
@@ -28,7 +24,7 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Ten
     """
     target = labels[:, 1:].flatten()
     known = target != IGNORE_INDEX
-    row_weight = known.to(upcast_dtype(weight.dtype)) / known.sum()
+    row_weight = known.to(torch.promote_types(weight.dtype, torch.float32)) / known.sum()
 
     def chunk_loss(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         log_p = F.log_softmax(logits, -1)
@@ -50,7 +46,7 @@ def chunked_logit_kd(
     Mean over the positions where mask (b, t) is 1, or all. Gradients reach the student only.
     """
     mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask
-    valid = mask.to(hidden.device, upcast_dtype(weight.dtype))
+    valid = mask.to(hidden.device, torch.promote_types(weight.dtype, torch.float32))
     row_weight, teacher_hidden = (valid / valid.sum()).flatten(), teacher_hidden.detach().flatten(0, 1)
 
     def chunk_loss(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -65,7 +61,7 @@ def chunked_logit_kd(
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """(rows, d), (v, d) → (rows, v), in float32 at least."""
-    return (hidden.to(weight.dtype) @ weight.T).to(upcast_dtype(weight.dtype))
+    return (hidden.to(weight.dtype) @ weight.T).to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def _chunked_loss(hidden: Tensor, weight: Tensor, chunk_loss: ChunkLoss) -> Tensor:
@@ -82,11 +78,9 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, chunk_loss):
-        total = 0
+        total, dtype = 0, torch.promote_types(weight.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros_like(weight, dtype=upcast_dtype(weight.dtype))
+        grad_weight = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             loss, grad = chunk_loss(_logits(hidden[rows], weight), rows)

@@ -130,9 +130,9 @@ def test_large_scores_stay_finite():
     [
         (
             {"direction": "both"},
-            "^direction 'both' is unknown: allowed are student_teacher, teacher_student$",
+            "^direction 'both' is unknown: allowed are 'student_teacher', 'teacher_student'$",
         ),
-        ({"reduction": "max"}, "^reduction 'max' is unknown: allowed are mean, sum, none$"),
+        ({"reduction": "max"}, "^reduction 'max' is unknown: allowed are 'mean', 'sum', 'none'$"),
         (
             {"k_s": torch.zeros(2, 2, 6, 3)},
             r"^q and k must be \(batch, heads, length, head size\), the first three the same "

@@ -137,7 +137,7 @@ def test_errors_say_what_is_allowed():
     shallow = capture(tiny_gpt2(n_layer=2), input_ids=IDS)
     with pytest.raises(ValueError, match="the student has 4 layers, the teacher 2"):
         ilkd_loss(s, shallow, (0.5, 0.5, 0.5, 0.0))
-    with pytest.raises(ValueError, match="hidden_point 'ln' is unknown: allowed are c_proj, block"):
+    with pytest.raises(ValueError, match="hidden_point 'ln' is unknown: allowed are 'c_proj', 'block'"):
         capture(teacher, "ln", input_ids=IDS)
 
 
