@@ -10,6 +10,7 @@ Row vectors; sums are float64. Memory grows with the calibration text by two str
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,60 +55,49 @@ def rotated_teacher(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> tuple
 
     Also returns the projection (d, d) of its embedding to what KroneckerEmbedding can hold.
     """
-    teacher = symmetries.untied_copy(model)
+    teacher = symmetries.untied_copy(model).eval()
     symmetries.centre_gpt2(teacher)
     symmetries.fold_gpt2_norms(teacher)
     if not spec.embedding:
         return teacher, None
-    ids = ids.to(model.device)
-    embedding = teacher.transformer.wte.weight
-    frequency = token_frequencies(ids, len(embedding), SMOOTHING)
-    rows = embedding.detach().double()
+    ids, embedding = ids.to(model.device), teacher.transformer.wte
+    frequency = token_frequencies(ids, embedding.num_embeddings, SMOOTHING)
+    rows = embedding.weight.detach().double()
     mean = frequency @ rows
     with torch.no_grad():  # the tokens' common part moves to every position
-        embedding.copy_(rows - mean)
+        embedding.weight.copy_(rows - mean)
         teacher.transformer.wpe.weight.add_(mean)
     rows = rows - mean
-    covariance, metric = rows.T @ (frequency[:, None] * rows), _gradient_covariance(teacher, ids)
+    length, covariance = ids.shape[1], rows.T @ (frequency[:, None] * rows)
+    batches = ids[: max(1, GRADIENT_TOKENS // length)].split(max(1, LOGIT_TOKENS // length))
+    metric = gradient_covariance(embedding, partial(_embedding_losses, teacher), batches)
     Q, P = optimal_rotation(covariance, metric, spec.embedding_factor or spec.factor)
     symmetries.rotate_gpt2(teacher, Q)
     return teacher, Q.T @ P @ Q
 
 
-def _gradient_covariance(teacher: nn.Module, ids: Tensor) -> Tensor:
-    """gradient_covariance (d, d) of the text's loss, or of a classifier's expected log-probability."""
-    def losses(x: Tensor, batch: Tensor) -> list[Tensor]:
-        positions = torch.arange(batch.shape[1], device=batch.device)
-        inputs = {"inputs_embeds": x, "position_ids": positions.expand_as(batch)}
-        if not isinstance(teacher, GPT2ForSequenceClassification):
-            return [teacher(labels=batch, **inputs).loss * batch.numel()]
-        last = teacher.transformer(**inputs).last_hidden_state[:, -1]
-        log_p = teacher.score(last).log_softmax(-1)  # (sequences, labels)
-        return [(log_p[:, c] * log_p[:, c].detach().exp().sqrt()).sum() for c in range(log_p.shape[1])]
-
-    training, length = teacher.training, ids.shape[1]
-    batches = ids[: max(1, GRADIENT_TOKENS // length)].split(max(1, LOGIT_TOKENS // length))
-    covariance = gradient_covariance(teacher.eval().transformer.wte, losses, batches)
-    teacher.train(training)
-    return covariance
-
-
-def embedding_directions(d: int, factor: int) -> Tensor:
-    """(d/f, d) orthonormal mean-free rows: the span of a Kronecker embedding with B = (1, −1, 0, …)/√2."""
-    b = torch.tensor([[0.5**0.5, -(0.5**0.5), *[0.0] * (factor - 2)]], dtype=torch.float64)
-    return torch.kron(torch.eye(d // factor, dtype=torch.float64), b)
+def _embedding_losses(teacher: nn.Module, x: Tensor, ids: Tensor) -> list[Tensor]:
+    """The text's loss, or for each label of a classifier √p·log p, p itself held fixed."""
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    inputs = {"inputs_embeds": x, "position_ids": positions}
+    if not isinstance(teacher, GPT2ForSequenceClassification):
+        return [teacher(labels=ids, **inputs).loss * ids.numel()]
+    last = teacher.transformer(**inputs).last_hidden_state[:, -1]
+    log_p = teacher.score(last).log_softmax(-1)  # (sequences, labels)
+    return [(log_p[:, c] * log_p[:, c].detach().exp().sqrt()).sum() for c in range(log_p.shape[1])]
 
 
 def optimal_rotation(covariance: Tensor, metric: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Q (d, d), orthogonal with Q·1 = 1, that turns the best_subspace of rank d/f onto embedding_directions.
+    """Q (d, d), orthogonal with Q·1 = 1, turns the best_subspace of rank d/f to that of B = (1, −1, 0, …)/√2.
 
-    Also returns the projection P (d, d) onto that subspace, which is mean-free. Both float64.
+    Also returns the projection P (d, d) onto the best_subspace, which is mean-free. Both float64.
     """
     d, device = len(covariance), covariance.device
     ones, eye = torch.full((d, 1), d**-0.5, dtype=torch.float64), torch.eye(d, dtype=torch.float64)
     mean_free = torch.linalg.qr(torch.cat([ones, eye], 1)).Q[:, 1:d]
     span, P = lsq.best_subspace(covariance.cpu(), metric.cpu(), d // factor, mean_free)
-    targets = embedding_directions(d, factor).T
+    b = torch.tensor([[0.5**0.5, -(0.5**0.5), *[0.0] * (factor - 2)]], dtype=torch.float64)
+    targets = torch.kron(torch.eye(d // factor, dtype=torch.float64), b).T  # (d, d/f)
     # two orthonormal bases: 1, then the span or its target, then the rest
     old, new = (torch.linalg.qr(torch.cat([ones, first, eye], 1)).Q[:, :d] for first in (span, targets))
     signs = torch.sign((old[:, :1].T @ ones) * (new[:, :1].T @ ones))
@@ -194,9 +184,8 @@ def build_aligned_pair(
     compresses a sublayer in place. Raises ValueError as `check` does.
     """
     check(model, spec, ids)
-    training, ids = model.training, ids.to(model.device)
+    ids = ids.to(model.device)
     teacher, projection = rotated_teacher(model, spec, ids)
-    teacher.eval()
     teacher.set_attn_implementation("sdpa")  # causal without a mask
     student = copy.deepcopy(teacher)
     if projection is not None:
@@ -223,5 +212,5 @@ def build_aligned_pair(
         weight.add_((weight.double() @ change.T).to(weight.dtype))
     for aligned in (teacher, student):
         aligned.set_attn_implementation(model.config._attn_implementation)
-        aligned.train(training)
+        aligned.train(model.training)
     return teacher, student

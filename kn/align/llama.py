@@ -129,6 +129,9 @@ class WriterRegression:
         self.layer.weight.copy_(interleave_zeros(fitted, factor, 0).T)
 
 
+Fit = Callable[[WriterRegression], Map | None]  # returns the map to the layer's new inputs, if they change
+
+
 def narrow_values(attn: nn.Module, factor: int, writer: WriterRegression) -> Map:
     """Values of size e/f per key head, by their moments and all output projections that read them.
 
@@ -136,7 +139,8 @@ def narrow_values(attn: nn.Module, factor: int, writer: WriterRegression) -> Map
     """
     e, groups = attn.head_dim, attn.num_key_value_groups
     eye = torch.eye(e, dtype=writer.G.dtype, device=writer.G.device)
-    maps, outputs = [], []
+    maps: list[Tensor] = []
+    outputs: list[Tensor] = []
     for first in range(0, attn.o_proj.in_features, groups * e):  # the query heads of one key head
         rows = [slice(start, start + e) for start in range(first, first + groups * e, e)]
         output = torch.cat([writer.W[r] for r in rows], 1)  # (e, groups · d)
@@ -245,7 +249,7 @@ def build_aligned_pair(
             ridge = RIDGE_FIRST_WRITER
         if differs:
             refit_readers(dense, block, "input_layernorm", (attn.q_proj, attn.k_proj, attn.v_proj), *streams)
-        fit = partial(WriterRegression.refit, ridge=RIDGE_WRITER) if differs else None
+        fit: Fit | None = partial(WriterRegression.refit, ridge=RIDGE_WRITER) if differs else None
         if index in narrow_attention:
             narrow_query_key(dense, block, x_t, x_s, positions, spec.factor)
             fit, differs = partial(narrow_values, attn, spec.factor), True
@@ -266,7 +270,7 @@ def build_aligned_pair(
 
 def _fit_writer(
     layer: nn.Linear, sublayer: Callable[[nn.Module, Tensor], Tensor], dense: nn.Module, block: nn.Module,
-    x_t: Tensor, x_s: Tensor, fit: Callable[[WriterRegression], Map | None] | None,
+    x_t: Tensor, x_s: Tensor, fit: Fit | None,
 ) -> tuple[Tensor, Tensor]:
     """Both streams after sublayer(dense, x_t) and sublayer(block, x_s), whose output `layer` writes.
 

@@ -7,6 +7,7 @@ ones that the aligned start applies as such.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ CLASSES = (GPT2LMHeadModel, GPT2ForSequenceClassification, LlamaForCausalLM)
 GPT2 = GPT2LMHeadModel | GPT2ForSequenceClassification
 
 
-def untied_copy(model: nn.Module) -> nn.Module:
+def untied_copy(model: nn.Module) -> Any:
     """A copy whose head is no longer the embedding; TypeError for other classes."""
     if type(model) not in CLASSES:
         names = ", ".join(cls.__name__ for cls in CLASSES)
@@ -97,7 +98,7 @@ def rotate_gpt2(model: GPT2, Q: Tensor) -> None:
 
 def llama_norm_consumers(model: LlamaForCausalLM) -> list[tuple[nn.Module, tuple[nn.Linear, ...]]]:
     """(norm, the linear layers that read its output) of every sublayer and of the head."""
-    found = [(model.model.norm, (model.lm_head,))]
+    found: list[tuple[nn.Module, tuple[nn.Linear, ...]]] = [(model.model.norm, (model.lm_head,))]
     for block in model.model.layers:
         attn, mlp = block.self_attn, block.mlp
         found.append((block.input_layernorm, (attn.q_proj, attn.k_proj, attn.v_proj)))

@@ -48,7 +48,7 @@ def attention_kl(
             f"got {', '.join(map(str, shapes))}"
         )
     batch, heads, length, _ = shapes[0]
-    valid = weights = None
+    valid = None
     if attention_mask is not None:
         if not isinstance(attention_mask, Tensor):
             got = checks.describe_value(attention_mask)
@@ -60,18 +60,17 @@ def attention_kl(
         shape[3] ** -0.5 if scale is None else checks.require_nonnegative(name, scale)
         for name, scale, shape in (("scale_s", scale_s, shapes[0]), ("scale_t", scale_t, shapes[2]))
     ]
-    if reduction != "none":
-        dtype = torch.promote_types(q_s.dtype, torch.float32)
-        weights = q_s.new_ones(batch, length, dtype=dtype) if valid is None else valid.to(dtype)
-        if reduction == "mean":
-            weights = weights / (weights.sum().clamp(min=1) * heads)  # no valid query at all: 0
+    dtype, sums = torch.promote_types(q_s.dtype, torch.float32), reduction != "none"
+    weights = q_s.new_ones(batch, length, dtype=dtype) if valid is None else valid.to(dtype)
+    if reduction == "mean":
+        weights = weights / (weights.sum().clamp(min=1) * heads)  # no valid query at all: 0
     inputs = (q_s, k_s, q_t.detach(), k_t.detach())
     if (kernels := triton_backend(*inputs)) is not None:
         kl = kernels.PerQueryKL.apply(*inputs, scales, valid, direction)
-        return kl if weights is None else (kl * weights[:, None]).sum()
+        return (kl * weights[:, None]).sum() if sums else kl
     with torch.autocast(q_s.device.type, enabled=False):
-        kl = _AttentionKL.apply(*inputs, scales, valid, direction, weights)
-    return kl if weights is None else kl.sum()
+        kl = _AttentionKL.apply(*inputs, scales, valid, direction, weights, sums)
+    return kl.sum() if sums else kl
 
 
 def triton_backend(*inputs: Tensor) -> ModuleType | None:
@@ -98,31 +97,27 @@ def _import_kernels() -> ModuleType | None:
 
 
 class _AttentionKL(torch.autograd.Function):
-    """Per-query KL (batch, heads, length), times the constant weights (batch, length) if given.
+    """Per-query KL (batch, heads, length) times the constant weights (batch, length).
 
-    With weights, forward makes the gradients as well; the result must then be summed.
+    If the result is only summed (`sums`), its gradients are made by forward as well.
     """
 
     @staticmethod
-    def forward(ctx, q_s, k_s, q_t, k_t, scales, valid, direction, weights):
-        ctx.options, ctx.fused = (scales, valid, direction), weights is not None
-        needs_grad = ctx.fused and any(ctx.needs_input_grad[:2])
+    def forward(ctx, q_s, k_s, q_t, k_t, scales, valid, direction, weights, sums):
+        ctx.options, ctx.weights, ctx.sums = (scales, valid, direction), weights, sums
+        needs_grad = sums and any(ctx.needs_input_grad[:2])
         kl_grad = weights[:, None].expand(q_s.shape[:3]) if needs_grad else None
         kl, *grads = _blockwise_kl((q_s, k_s, q_t, k_t), *ctx.options, kl_grad)
-        ctx.save_for_backward(*(grads if ctx.fused else (q_s, k_s, q_t, k_t)))
-        if ctx.fused:
-            return kl * weights[:, None]
-        return kl if valid is None else kl * valid[:, None]
+        ctx.save_for_backward(*(grads if sums else (q_s, k_s, q_t, k_t)))
+        return kl * weights[:, None]
 
     @staticmethod
     def backward(ctx, grad):  # (batch, heads, length)
-        if ctx.fused:
+        if ctx.sums:
             dq, dk = (x * grad[0, 0, 0].to(x.dtype) for x in ctx.saved_tensors)
         else:
-            valid = ctx.options[1]
-            grad = grad if valid is None else grad * valid[:, None]
-            _, dq, dk = _blockwise_kl(ctx.saved_tensors, *ctx.options, grad)
-        return dq, dk, None, None, None, None, None, None
+            _, dq, dk = _blockwise_kl(ctx.saved_tensors, *ctx.options, grad * ctx.weights[:, None])
+        return dq, dk, None, None, None, None, None, None, None
 
 
 def _blockwise_kl(
