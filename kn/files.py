@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 PACKAGE = Path(__file__).parent
@@ -27,6 +28,12 @@ def file_sha256(path: Path) -> str:
 def json_sha256(value: object) -> str:
     """Hex digest of a JSON value with sorted keys: equal values give equal digests."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_records(folder: Path, names: Iterable[str] | None = None) -> dict[str, list]:
+    """{file: [bytes, sha256]}, by default of all files below a folder, in name order."""
+    names = names or (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return {name: [(folder / name).stat().st_size, file_sha256(folder / name)] for name in sorted(names)}
 
 
 def write_atomic(path: Path, text: str) -> Path:

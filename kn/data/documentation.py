@@ -1,15 +1,11 @@
 """mini's text: the prose documentation inside the exactly pinned packages, so no download is needed.
 
-Extraction, cleaning, train / valid / test splits, decontamination, tokenizer and packing. Two groups of
-packages play the paper's two corpora: `web` stands for OpenWebText and `wiki` (another domain) for
-WikiText-103. A file belongs to one split; a paragraph of training text that shares a 13-gram with any
+Two groups of packages play the paper's two corpora: `web` stands for OpenWebText and `wiki` (another domain)
+for WikiText-103. A file belongs to one split; a paragraph of training text that shares a 13-gram with any
 held-out paragraph is dropped, wherever the training text comes from.
 """
 
-from __future__ import annotations
-
 import ast
-import functools
 import hashlib
 import importlib.util
 import json
@@ -17,10 +13,11 @@ import multiprocessing
 import random
 import re
 import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from kn.files import write_atomic
 
@@ -28,9 +25,7 @@ NGRAM = 13  # words; the usual length for contamination checks (GPT-3, appendix 
 MIN_WORDS = 8  # of a paragraph of prose
 MIN_ALPHA = 0.8  # share of its characters that are letters or blanks
 MIN_LITERAL = 60  # characters of a string literal that may hold documentation
-SKIP_FOLDERS = frozenset({
-    "tests", "test", "testing", "_vendor", "externals", "vendor", "node_modules", "locale",
-})
+SKIP_FOLDERS = {"tests", "test", "testing", "_vendor", "externals", "vendor", "node_modules", "locale"}
 
 _ROLE = re.compile(r":[a-zA-Z:+-]+:`~?\.?([^`<]+?)(?:\s*<[^>]*>)?`")
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)|`([^`<]+?)\s*<[^>]*>`_{0,2}")
@@ -55,30 +50,24 @@ class Corpus:
     fingerprint: str  # sha256 over all splits, first 16 hex digits
 
 
-# ---------------------------------------------------------------- prose of a package
-
-
 def package_root(name: str) -> Path:
     """Folder of an installed package; ModuleNotFoundError says which pin is missing."""
     # find_spec would import the parent of a dotted name
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"package {name!r} is not installed, mini's corpus is made of its documentation: run "
-            "./run_all.sh to set up the pins"
-        )
+        reason = "mini's corpus is made of its documentation: run ./run_all.sh to set up the pins"
+        raise ModuleNotFoundError(f"package {name!r} is not installed, {reason}")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
 def string_literals(path: Path) -> list[str]:
     """Docstrings and other long string literals of a Python file (C extensions document there)."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError, ValueError, RecursionError):
         return []
-    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    values = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return [text for text in values if isinstance(text, str) and len(text) >= MIN_LITERAL and " " in text]
 
 
@@ -95,8 +84,7 @@ def prose_paragraphs(docstring: str) -> list[str]:
         if stripped:
             code_indent = None
         if not stripped or _BULLET.match(line) or (stripped[0] in ">:.|+=-~^" and len(stripped) > 1):
-            if block:
-                kept.append(" ".join(block))
+            kept.append(" ".join(block))
             block = []
             if stripped.startswith((">", ".. code", ".. math", ".. plot", "```")):
                 code_indent = indent if stripped.startswith("..") else None
@@ -141,29 +129,11 @@ def extract_package(root: Path, name: str) -> Files:
     return files
 
 
-def extract_packages(packages: list[tuple[str, Path]], jobs: int) -> list[Files]:
-    """`extract_package` of each, in order, spread over `jobs` processes (parsing takes most of the time)."""
-    if jobs < 2:
-        return [extract_package(root, name) for name, root in packages]
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(extract_package, root, name) for name, root in packages]
-        return [future.result() for future in futures]
-
-
-# ---------------------------------------------------------------- splits and decontamination
-
-
 def ngrams(text: str, n: int = NGRAM) -> set[int]:
     """64-bit hashes of all n-grams of lower-case words; a text shorter than n words is one n-gram."""
     words = _WORD.findall(text.lower())
     grams = [" ".join(words[i : i + n]) for i in range(max(1, len(words) - n + 1))]
     return {int.from_bytes(hashlib.blake2b(gram.encode(), digest_size=8).digest(), "big") for gram in grams}
-
-
-def assign_split(file: str, fractions: tuple[float, float]) -> str:
-    """'train', 'valid' or 'test' from a hash of the file's name; fractions = (valid, test)."""
-    position = int(hashlib.sha256(file.encode()).hexdigest()[:8], 16) / 2**32  # uniform in [0, 1)
-    return "valid" if position < fractions[0] else "test" if position < sum(fractions) else "train"
 
 
 def deduplicated_documents(files: Files, seen: set[int], forbidden: set[int]) -> list[str]:
@@ -185,72 +155,64 @@ def deduplicated_documents(files: Files, seen: set[int], forbidden: set[int]) ->
     return documents
 
 
-def build(
-    groups: dict[str, tuple[str, ...]],
-    fractions: dict[str, tuple[float, float]],
-    roots: dict[str, Path] | None = None,
-    jobs: int = 1,
-) -> dict[str, Corpus]:
+def build(groups: Mapping, fractions: Mapping, roots: dict | None = None, jobs: int = 1) -> dict[str, Corpus]:
     """Corpora {group: Corpus} from installed packages (or `roots`), decontaminated across groups and splits.
 
-    `groups` {group: package names}, `fractions` {group: (valid, test)}. Held-out paragraphs are settled
-    first, from the pinned packages alone, so that more training text can never change them; then training
-    paragraphs that share a 13-gram with any of them are dropped.
+    `groups` {group: package names}, `fractions` {group: (valid, test)}; `jobs` processes parse. Held-out
+    paragraphs are settled first, from the pinned packages alone, so that more training text can never change
+    them; then training paragraphs that share a 13-gram with any of them are dropped.
     """
-    roots = roots or {}
-    packages = [(name, roots.get(name) or package_root(name)) for names in groups.values() for name in names]
-    extracted = dict(zip((name for name, _ in packages), extract_packages(packages, jobs), strict=True))
-    files: dict[tuple[str, str], Files] = {}
-    for group, names in groups.items():
-        for file in (file for name in names for file in extracted[name]):
-            files.setdefault((group, assign_split(file[0], fractions[group])), []).append(file)
+    packages, roots = [(group, name) for group, names in groups.items() for name in names], roots or {}
+    paths = [roots.get(name) or package_root(name) for _, name in packages]
+    files: defaultdict[tuple[str, str], Files] = defaultdict(list)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        extracted = (pool.map if jobs > 1 else map)(extract_package, paths, (name for _, name in packages))
+        for (group, _), package in zip(packages, extracted, strict=True):
+            valid, test = fractions[group]
+            for file in package:
+                position = int(hashlib.sha256(file[0].encode()).hexdigest()[:8], 16) / 2**32  # in [0, 1)
+                held_out = "valid" if position < valid else "test"
+                files[group, held_out if position < valid + test else "train"].append(file)
 
     seen: set[int] = set()
 
     def select(group: str, split: str, forbidden: set[int]) -> tuple[str, ...]:
-        return tuple(deduplicated_documents(files.get((group, split), []), seen, forbidden))
+        return tuple(deduplicated_documents(files[group, split], seen, forbidden))
 
-    test = {group: select(group, "test", set()) for group in groups}
-    valid = {group: select(group, "valid", set(seen)) for group in groups}  # free of all test text
-    held_out = set(seen)
-    corpora = {}
+    tests = {group: select(group, "test", set()) for group in groups}
+    valids = {group: select(group, "valid", set(seen)) for group in groups}  # free of all test text
+    forbidden, corpora = set(seen), {}
     for group in groups:
-        splits = (select(group, "train", held_out), valid[group], test[group])
-        corpora[group] = Corpus(*splits, fingerprint=splits_fingerprint(splits))
+        splits = (select(group, "train", forbidden), valids[group], tests[group])
+        corpora[group] = Corpus(*splits, splits_fingerprint(splits))
     return corpora
 
 
-@functools.cache
-def held_out_ngrams(corpora: tuple[Corpus, ...]) -> frozenset[int]:
+def held_out_ngrams(corpora: Iterable[Corpus]) -> set[int]:
     """Every 13-gram of the valid and test documents, for decontaminating further training text."""
     documents = [doc for corpus in corpora for doc in (*corpus.valid, *corpus.test)]
-    return frozenset(gram for doc in documents for p in doc.split("\n\n") for gram in ngrams(p))
+    return {gram for doc in documents for p in doc.split("\n\n") for gram in ngrams(p)}
 
 
 def sample(docs: tuple[str, ...], fraction: float, seed: int) -> tuple[str, ...]:
     """Documents drawn at random until `fraction` of all characters is reached."""
-    order = random.Random(seed).sample(range(len(docs)), len(docs))
     remaining, chosen = fraction * sum(map(len, docs)), []
-    for index in order:
+    for doc in random.Random(seed).sample(docs, len(docs)):
         if remaining <= 0:
             break
-        chosen.append(docs[index])
-        remaining -= len(docs[index])
+        chosen.append(doc)
+        remaining -= len(doc)
     return tuple(chosen)
 
 
-# ---------------------------------------------------------------- fingerprints and files
-
-
-def splits_fingerprint(splits: tuple[tuple[str, ...], ...]) -> str:
+def splits_fingerprint(splits: Sequence) -> str:
     """First 16 hex digits of a sha256 over the documents of (train, valid, test)."""
     return hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16]
 
 
 def fingerprint(corpora: dict[str, Corpus]) -> str:
     """First 16 hex digits of a sha256 over the fingerprints of all corpora of a run."""
-    pairs = sorted((group, corpus.fingerprint) for group, corpus in corpora.items())
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+    return splits_fingerprint(sorted((group, corpus.fingerprint) for group, corpus in corpora.items()))
 
 
 def write(corpora: dict[str, Corpus], path: Path) -> None:
@@ -262,22 +224,17 @@ def read(path: Path) -> dict[str, Corpus]:
     """Read the file that `write` wrote; ValueError where its content or fingerprint is wrong."""
     corpora = {}
     try:
-        entries: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        for name, entry in entries.items():
-            fields: dict[str, Any] = {k: v if k == "fingerprint" else tuple(v) for k, v in entry.items()}
-            corpora[name] = Corpus(**fields)
+        for name, entry in json.loads(path.read_text()).items():
+            splits: dict = {key: tuple(entry.pop(key)) for key in ("train", "valid", "test")}
+            corpora[name] = Corpus(**splits, **entry)
         for name in ("web", "wiki"):
             corpus = corpora[name]
             if splits_fingerprint((corpus.train, corpus.valid, corpus.test)) != corpus.fingerprint:
                 raise ValueError(f"the text of {name} is not the one of its fingerprint")
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is no corpus file ({error}): make it again with `python -m kn export-corpus {path}`"
-        ) from None
+        remedy = f"make it again with `python -m kn export-corpus {path}`"
+        raise ValueError(f"{path} is no corpus file ({error}): {remedy}") from None
     return corpora
-
-
-# ---------------------------------------------------------------- tokens
 
 
 def train_tokenizer(docs: tuple[str, ...], vocab_size: int):

@@ -1,13 +1,10 @@
 """GLUE's seven tasks as the paper uses them: columns, labels, TSV files, model input, metrics.
 
-`read_task` and `write_task` speak GLUE's own TSV layout, so the real data and mini's twins go the same way.
-Test labels are never part of a test file: `write_task` keeps them apart in test_labels.tsv, which only
-`glue_submission.grade` reads.
+Real data and mini's twins have GLUE's own TSV layout; only `glue_submission.grade` reads the test labels.
 """
 
-from __future__ import annotations
-
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +22,9 @@ class Task:
     metrics: tuple[str, ...]  # every metric GLUE defines for the task
     headline: str  # the metric a table shows
     files: tuple[str, ...]  # submission files, one for each test split
-    label_column: str = "label"
-    train_columns: tuple[str, ...] = ()  # GLUE's columns of train and dev, in order
-    test_columns: tuple[str, ...] = ()
+    label_column: str
+    train_columns: tuple[str, ...]  # GLUE's columns of train and dev, in order
+    test_columns: tuple[str, ...]
     header: bool = True  # CoLA's train and dev have none
     dev: tuple[str, ...] = ("dev",)
     test: tuple[str, ...] = ("test",)
@@ -44,7 +41,7 @@ _SENTENCES, _QUESTIONS = ("sentence1", "sentence2"), ("question1", "question2")
 _STRINGS = ("#1 String", "#2 String")
 _MNLI_TEST = ("index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse",
               "sentence1_parse", "sentence2_parse", "sentence1", "sentence2")
-_TASKS = (
+TASKS: dict[str, Task] = {task.name: task for task in (  # in the paper's column order
     Task("cola", "CoLA", ("sentence",), _YES_NO, ("matthews",), "matthews", ("CoLA.tsv",), "label",
          ("source", "label", "mark", "sentence"), ("index", "sentence"), header=False),
     Task("rte", "RTE", _SENTENCES, _ENTAIL, ("accuracy",), "accuracy", ("RTE.tsv",), "label",
@@ -60,39 +57,28 @@ _TASKS = (
          ("index", "question", "sentence", "label"), ("index", "question", "sentence")),
     Task("qqp", "QQP", _QUESTIONS, _YES_NO, ("f1", "accuracy"), "accuracy", ("QQP.tsv",), "is_duplicate",
          ("id", "qid1", "qid2", *_QUESTIONS, "is_duplicate"), ("id", *_QUESTIONS)),
-)
-TASKS: dict[str, Task] = {task.name: task for task in _TASKS}  # the paper's column order
+)}
 
 
-def task_of(name: str) -> Task:
-    """The task called `name`; ValueError lists the known names."""
+def task_of(name: str, splits: Iterable[str] = ()) -> Task:
+    """The task called `name`; ValueError for an unknown one, or an unknown split of it."""
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}, allowed: {', '.join(TASKS)}")
-    return TASKS[name]
-
-
-def _check_splits(task: Task, splits) -> None:
+    task = TASKS[name]
     if unknown := [split for split in splits if split not in task.splits]:
-        raise ValueError(f"{task.name} has no split {unknown[0]!r}, allowed: {', '.join(task.splits)}")
-
-
-# ---------------------------------------------------------------- files
+        raise ValueError(f"{name} has no split {unknown[0]!r}, allowed: {', '.join(task.splits)}")
+    return task
 
 
 def read_cells(path: Path) -> list[list[str]]:
-    """A TSV's lines as cells, without quoting.
-
-    Lines end at '\\n' only: texts may hold other line-break characters. Raises FileNotFoundError, or
-    ValueError for another encoding than UTF-8.
-    """
+    """A TSV's lines (ended by "\\n" alone) as cells; FileNotFoundError, or ValueError if not UTF-8."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is no UTF-8 text (byte {error.start}): it is damaged, or of another encoding"
-        ) from None
+        problem = f"{path} is no UTF-8 text (byte {error.start})"
+        raise ValueError(f"{problem}: it is damaged, or of another encoding") from None
     lines = text.removeprefix("\ufeff").split("\n")
     return [line.removesuffix("\r").split("\t") for line in lines if line.strip("\r")]
 
@@ -117,17 +103,16 @@ def read_split(path: Path | str, name: str, split: str) -> list[dict]:
     """Rows {"texts", "label" (None in a test file), "index"} of a TSV; ValueError names file, line, value."""
     task, path = task_of(name), Path(path)
     lines, hidden = read_cells(path), split in task.test
-    columns, first = list(task.train_columns), 0
-    if hidden or task.header:
-        if not lines:
-            raise ValueError(f"{path} is empty, expected a header line")
-        columns, first = lines[0], 1
+    has_header = hidden or task.header
+    if has_header and not lines:
+        raise ValueError(f"{path} is empty, expected a header line")
+    columns = lines.pop(0) if has_header else list(task.train_columns)
     needed = [*task.texts, *([] if hidden else [task.label_column])]
     if missing := [column for column in needed if column not in columns]:
         raise ValueError(f"{path}: column {missing[0]!r} is missing, found: {', '.join(columns)}")
     rows: list[dict] = []
     places, incomplete = [columns.index(column) for column in needed], 0
-    for number, cells in enumerate(lines[first:], start=first + 1):
+    for number, cells in enumerate(lines, start=1 + has_header):
         if len(cells) <= max(places):
             if split != "train":
                 raise ValueError(f"{path}, line {number}: {len(cells)} columns instead of {len(columns)}")
@@ -143,26 +128,22 @@ def read_split(path: Path | str, name: str, split: str) -> list[dict]:
 
 def read_task(folder: Path | str, name: str, splits: tuple[str, ...] | None = None) -> dict[str, list[dict]]:
     """{split: rows} of a task from its TSVs in `folder`, by default all; ValueError for an unknown split."""
-    task = task_of(name)
-    _check_splits(task, splits or ())
-    return {split: read_split(Path(folder) / f"{split}.tsv", name, split) for split in splits or task.splits}
+    splits = splits or task_of(name).splits
+    task_of(name, splits)
+    return {split: read_split(Path(folder) / f"{split}.tsv", name, split) for split in splits}
 
 
 def write_task(folder: Path | str, name: str, splits: dict[str, list[dict]]) -> None:
-    """Write {split: rows} as GLUE's TSV files into `folder`, test labels apart into test_labels.tsv.
-
-    Raises ValueError for an unknown split, or a row without a label outside of the test splits.
-    """
+    """Write {split: rows} as TSVs, test labels into test_labels.tsv; ValueError for a missing label."""
     test_labels: list[tuple] = [("split", "index", "label")]
-    task, folder = task_of(name), Path(folder)
-    _check_splits(task, splits)
+    task, folder = task_of(name, splits), Path(folder)
     for split, rows in splits.items():
         hidden = split in task.test
         columns = task.test_columns if hidden else task.train_columns
         lines = [columns] if hidden or task.header else []
         for index, row in enumerate(rows):
-            cells = dict(zip(task.texts, row["texts"], strict=True))
-            cells |= {"index": index, "id": index, "source": "twin"}
+            texts = dict(zip(task.texts, row["texts"], strict=True))
+            cells = {**texts, "index": index, "id": index, "source": "twin"}
             label = None if row["label"] is None else task.labels[row["label"]]
             if label is None and not hidden:
                 raise ValueError(f"{name} {split}, row {index}: a row without a label")
@@ -174,9 +155,6 @@ def write_task(folder: Path | str, name: str, splits: dict[str, list[dict]]) -> 
         write_cells(folder / f"{split}.tsv", lines)
     if len(test_labels) > 1:
         write_cells(folder / LABELS_FILE, test_labels)
-
-
-# ---------------------------------------------------------------- model input
 
 
 def _kept_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
@@ -193,41 +171,27 @@ def encode(tokenizer, rows: list[dict], max_length: int) -> dict[str, list]:
     Two texts are joined by the end-of-text token. Raises ValueError for a max_length below 3.
     """
     if max_length < 3:
-        raise ValueError(
-            f"max_length is {max_length}, must be at least 3: a token of each text and the one between"
-        )
-    columns = [
-        tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        for texts in zip(*(row["texts"] for row in rows), strict=True)
-    ]
-    if len(columns) == 2:
-        ids = []
-        for a, b in zip(*columns, strict=True):
+        reason = "a token of each text and the one between"
+        raise ValueError(f"max_length is {max_length}, must be at least 3: {reason}")
+    columns = zip(*(row["texts"] for row in rows), strict=True)
+    tokenized = [tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in columns]
+    ids, *second = tokenized or [[]]
+    if second:
+        pairs, ids = zip(ids, *second, strict=True), []
+        for a, b in pairs:
             keep_a, keep_b = _kept_lengths(len(a), len(b), max_length - 1)
             ids.append([*a[:keep_a], tokenizer.eos_token_id, *b[:keep_b]])
-    else:
-        ids = [text[:max_length] for column in columns for text in column]
+    ids = [row[:max_length] for row in ids]
     labels = [row["label"] for row in rows]
     return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "label": labels}
 
 
-# ---------------------------------------------------------------- metrics
-
-
-def _class_numbers(task: Task, predictions, labels) -> tuple[list[int], list[int]]:
-    predictions, labels = [int(p) for p in predictions], [int(y) for y in labels]
-    if len(predictions) != len(labels):
-        raise ValueError(f"{task.name}: {len(predictions)} predictions for {len(labels)} labels")
-    if not labels:
-        raise ValueError(f"{task.name}: nothing to score")
-    check_classes(task, (*predictions, *labels))
-    return predictions, labels
-
-
-def check_classes(task: Task, values) -> None:
-    """ValueError for a class number that the task does not have."""
-    if bad := [value for value in values if not 0 <= value < len(task.labels)]:
+def class_numbers(task: Task, values) -> list[int]:
+    """Values as class numbers; ValueError for one that the task does not have."""
+    numbers = list(map(int, values))
+    if bad := [number for number in numbers if not 0 <= number < len(task.labels)]:
         raise ValueError(f"{task.name}: class {bad[0]} is out of range, allowed: 0 to {len(task.labels) - 1}")
+    return numbers
 
 
 def score(name: str, predictions, labels, pair=None) -> dict[str, float]:
@@ -238,20 +202,25 @@ def score(name: str, predictions, labels, pair=None) -> dict[str, float]:
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    task = task_of(name)
-    predictions, labels = _class_numbers(task, predictions, labels)
+    task, sets = task_of(name), {"matched": (predictions, labels)}
+    if pair is not None:
+        sets["mismatched"] = pair
+        if name != "mnli":
+            raise ValueError(f"{name} has no mismatched set, pair is for mnli only")
+    for key, both in sets.items():
+        predictions, labels = (class_numbers(task, values) for values in both)
+        sets[key] = predictions, labels
+        if len(predictions) != len(labels):
+            raise ValueError(f"{name}: {len(predictions)} predictions for {len(labels)} labels")
+        if not labels:
+            raise ValueError(f"{name}: nothing to score")
     if name == "mnli":  # Table 7 says "f1": macro F1 over the three classes
-        sets = {"matched": (predictions, labels)}
-        if pair is not None:
-            sets["mismatched"] = _class_numbers(task, *pair)
         scores = {f"accuracy_{key}": 100 * accuracy_score(y, p) for key, (p, y) in sets.items()}
         options = {"average": "macro", "labels": [0, 1, 2], "zero_division": 0}
         scores |= {f"f1_{key}": 100 * f1_score(y, p, **options) for key, (p, y) in sets.items()}
         for metric in ("accuracy", "f1"):
             scores[metric] = sum(scores[f"{metric}_{key}"] for key in sets) / len(sets)
     else:
-        if pair is not None:
-            raise ValueError(f"{name} has no mismatched set, pair is for mnli only")
         metrics = {
             "matthews": lambda: matthews_corrcoef(labels, predictions),
             "accuracy": lambda: accuracy_score(labels, predictions),

@@ -1,26 +1,17 @@
-"""Baselines of a GLUE task without a language model: the best constant, and a bag of words and bigrams.
-
-Printed beside the scores, so that a reader sees how much of them needs a model.
-"""
-
-from __future__ import annotations
+"""Baselines of a GLUE task without a language model: the best constant, and a bag of words and bigrams."""
 
 from kn.data import glue
 
 
-def dev_scores(
-    task: str, predictions: dict[str, list[int]], splits: dict[str, list[dict]]
-) -> dict[str, float]:
+def dev_scores(task: str, predictions: dict[str, list[int]], splits: dict[str, list[dict]]):
     """GLUE's metrics on the dev split(s) of a task, from {split: class numbers}."""
-    parts = [(predictions[name], [row["label"] for row in splits[name]]) for name in glue.TASKS[task].dev]
-    return glue.score(task, *parts[0], pair=parts[1] if len(parts) > 1 else None)
+    dev = glue.TASKS[task].dev
+    first, *mismatched = ((predictions[name], [row["label"] for row in splits[name]]) for name in dev)
+    return glue.score(task, *first, *mismatched)
 
 
 def best_constant_scores(task: str, splits: dict[str, list[dict]]) -> dict[str, float]:
-    """Dev scores of the constant answer that scores best on the training rows.
-
-    The majority class, but for F1: always "yes" has 66.7 where half of the rows are "yes".
-    """
+    """Dev scores of the constant answer that is best on the training rows: the majority class, but for F1."""
     labels = [row["label"] for row in splits["train"]]
 
     def quality(guess: int) -> tuple[float, int]:
@@ -37,10 +28,9 @@ def bag_of_words_scores(task: str, splits: dict[str, list[dict]]) -> dict[str, f
     from sklearn.linear_model import LogisticRegression
 
     train = splits["train"]
-    vectorizers = [
-        CountVectorizer(ngram_range=(1, 2), token_pattern=r"[\w'-]+").fit([row["texts"][i] for row in train])
-        for i in range(len(train[0]["texts"]))
-    ]
+    options = {"ngram_range": (1, 2), "token_pattern": r"[\w'-]+"}
+    columns = zip(*(row["texts"] for row in train), strict=True)
+    vectorizers = [CountVectorizer(**options).fit(column) for column in columns]
 
     def features(rows: list[dict]):
         texts = ([row["texts"][i] for row in rows] for i in range(len(vectorizers)))

@@ -1,9 +1,4 @@
-"""GLUE's test sets: submission files for the server, and scores, our own or the server's.
-
-A submission is on disk before `grade` reads the test labels.
-"""
-
-from __future__ import annotations
+"""GLUE's test sets: submission files for the server, and scores, our own or the server's."""
 
 import csv
 import zipfile
@@ -22,19 +17,14 @@ SUBMISSION = {
 
 
 def write_submission(folder: Path | str, name: str, predictions) -> list[Path]:
-    """Write the server's TSV (index, label name) from class numbers.
-
-    For mnli `predictions` is {test split: class numbers}. Raises ValueError for classes out of range or a
-    missing split.
-    """
+    """Write the server's TSVs from class numbers (mnli: {test split: numbers}); ValueError for wrong ones."""
     task, written = task_of(name), []
     if len(task.test) == 1:
         predictions = {task.test[0]: predictions}
     elif not isinstance(predictions, dict) or set(predictions) != set(task.test):
         raise ValueError(f"{name} needs predictions for each of {', '.join(task.test)}")
     for split, file in zip(task.test, task.files, strict=True):
-        numbers = [int(p) for p in predictions[split]]
-        glue.check_classes(task, numbers)
+        numbers = glue.class_numbers(task, predictions[split])
         lines = [("index", "prediction"), *((i, task.labels[p]) for i, p in enumerate(numbers))]
         glue.write_cells(Path(folder) / file, lines)
         written.append(Path(folder) / file)
@@ -43,9 +33,8 @@ def write_submission(folder: Path | str, name: str, predictions) -> list[Path]:
 
 def zip_submission(folder: Path | str) -> tuple[Path, list[str]]:
     """(submission.zip with all eleven GLUE files, those that `folder` lacks: a constant fills them)."""
-    folder, filled = Path(folder), []
+    folder, target, filled = Path(folder), Path(folder) / "submission.zip", []
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "submission.zip"
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, (lines, constant) in SUBMISSION.items():
             if (folder / file).is_file():
@@ -61,16 +50,14 @@ def zip_submission(folder: Path | str) -> tuple[Path, list[str]]:
 def read_submission(path: Path | str, name: str) -> list[int]:
     """Class numbers of one submission file, ordered by index; ValueError names the line and the value."""
     task, path = task_of(name), Path(path)
-    lines = glue.read_cells(path)
-    header = lines[0] if lines else ["nothing"]
+    header, *lines = glue.read_cells(path) or [["nothing"]]
     if header != ["index", "prediction"]:
         raise ValueError(f"{path}: the header must be index, prediction, found: {', '.join(header)}")
     numbers = []
-    for number, cells in enumerate(lines[1:], start=2):
+    for number, cells in enumerate(lines, start=2):
         if len(cells) != 2 or cells[0] != str(number - 2):
-            raise ValueError(
-                f"{path}, line {number}: expected index {number - 2} and a label, found {' '.join(cells)!r}"
-            )
+            expected = f"expected index {number - 2} and a label"
+            raise ValueError(f"{path}, line {number}: {expected}, found {' '.join(cells)!r}")
         numbers.append(glue.label_number(task, cells[1], path, number))
     return numbers
 
@@ -81,25 +68,18 @@ def grade(submission: Path | str, name: str, folder: Path | str) -> dict[str, fl
     labels: dict[str, list[int]] = {split: [] for split in task.test}
     for number, cells in enumerate(glue.read_cells(path)[1:], start=2):
         if len(cells) != 3 or cells[0] not in labels:
-            raise ValueError(
-                f"{path}, line {number}: expected split, index and label, found {' '.join(cells)!r}"
-            )
+            expected = "expected split, index and label"
+            raise ValueError(f"{path}, line {number}: {expected}, found {' '.join(cells)!r}")
         labels[cells[0]].append(glue.label_number(task, cells[2], path, number))
-    pairs = [
-        (read_submission(Path(submission) / file, name), labels[split])
-        for split, file in zip(task.test, task.files, strict=True)
-    ]
-    return glue.score(name, *pairs[0], pair=pairs[1] if len(pairs) > 1 else None)
+    answers = [read_submission(Path(submission) / file, name) for file in task.files]
+    first, *mismatched = zip(answers, labels.values(), strict=True)
+    return glue.score(name, *first, *mismatched)
 
 
 def read_scores(path: Path | str, rows: tuple[str, ...]) -> dict[tuple[str, int], dict[str, float]]:
-    """Scores that the GLUE server gave, from a CSV: {(row, seed): {task: percent}}.
-
-    The columns are row, seed, task, score. Raises ValueError with the line and what is wrong in it.
-    """
-    path = Path(path)
+    """The GLUE server's scores {(row, seed): {task: percent}} from a CSV; ValueError names the wrong line."""
     try:
-        lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        lines = list(csv.DictReader(Path(path).read_text(encoding="utf-8").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "it is no CSV in UTF-8"
         raise ValueError(f"{path} cannot be read ({reason})") from None
@@ -107,16 +87,14 @@ def read_scores(path: Path | str, rows: tuple[str, ...]) -> dict[tuple[str, int]
     for number, line in enumerate(lines, start=2):
         place = f"{path}, line {number}"
         if set(line) != {"row", "seed", "task", "score"}:
-            raise ValueError(
-                f"{path}: the columns must be row, seed, task, score, found: {', '.join(map(str, line))}"
-            )
+            found = ", ".join(map(str, line))
+            raise ValueError(f"{path}: the columns must be row, seed, task, score, found: {found}")
         row, task = line["row"], line["task"]
         try:
             seed, value = int(line["seed"]), float(line["score"])
         except (TypeError, ValueError):
-            raise ValueError(
-                f"{place}: seed {line['seed']!r} and score {line['score']!r} must be numbers"
-            ) from None
+            values = f"seed {line['seed']!r} and score {line['score']!r}"
+            raise ValueError(f"{place}: {values} must be numbers") from None
         if row not in rows or task not in TASKS:
             allowed = f"rows are {', '.join(rows)}, tasks {', '.join(TASKS)}"
             raise ValueError(f"{place}: {row!r} / {task!r} is unknown, {allowed}")

@@ -7,14 +7,13 @@ says which), so that a model that reads one text misses half of the permutations
 """
 
 # ruff: noqa: SIM905 (word lists are kept as one string each)
-from __future__ import annotations
-
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from kn.data.glue import TASKS
+from kn.data.glue import task_of
 
 Words = tuple[str, ...]
 Texts = tuple[Words, ...]
@@ -45,31 +44,26 @@ def sentences(doc: str) -> Iterator[Words]:
             words = text[:-1].split()
             if not SENTENCE_WORDS[0] <= len(words) <= SENTENCE_WORDS[1] or not _PLAIN.fullmatch(text):
                 continue
-            if sum(any(c.isupper() for c in word) for word in words[1:]) <= 3:
-                first = words[0]
+            first, *rest = words
+            if sum(any(c.isupper() for c in word) for word in rest) <= 3:
                 is_name = any(c.isupper() for c in first[1:]) or first == "I"
-                yield (first if is_name else first.lower(), *words[1:])
+                yield (first if is_name else first.lower(), *rest)
 
 
-def render(words: Words, end: str = ".") -> str:
-    """Words as a sentence: a capital first letter and one mark at the end."""
-    text = " ".join(words).rstrip(",; ")
-    return text[:1].upper() + text[1:] + end
+def render(words: Words, template: str) -> str:
+    """Words in a template such as "{}.", with a capital first letter."""
+    text = template.format(" ".join(words).rstrip(",; "))
+    return text[:1].upper() + text[1:]
 
 
 def strip_comma(word: str) -> str:
-    """The word without the comma or semicolon it may carry."""
+    """The word without a comma or semicolon behind it."""
     return word.rstrip(",;")
 
 
 def bag_of_words(words: Words) -> Words:
     """The words in alphabetical order: the same for every permutation of a text."""
     return tuple(sorted(strip_comma(word).lower() for word in words))
-
-
-def is_content_word(word: str) -> bool:
-    """Whether a word is no function word and has no capital letter (names keep their place)."""
-    return word.islower() and word[0].isalpha() and strip_comma(word) not in FUNCTION_WORDS
 
 
 def permute_words(words: Words, places: list[int], rng: random.Random) -> Words | None:
@@ -85,8 +79,9 @@ def permute_words(words: Words, places: list[int], rng: random.Random) -> Words 
 
 
 def permute_content_words(words: Words, rng: random.Random) -> Words | None:
-    """The content words permuted, the function words in their place."""
-    return permute_words(words, [i for i, word in enumerate(words) if is_content_word(word)], rng)
+    """The content words permuted: neither function words nor names, which have capitals."""
+    is_content = [w.islower() and w[0].isalpha() and strip_comma(w) not in FUNCTION_WORDS for w in words]
+    return permute_words(words, [place for place, content in enumerate(is_content) if content], rng)
 
 
 def permute_window(length: int) -> Permutation:
@@ -99,18 +94,17 @@ def permute_window(length: int) -> Permutation:
     return permute
 
 
-def single_sentences(doc: list[Words], rng: random.Random) -> Iterator[Texts]:
+def single_sentences(doc: list[Words], rng: random.Random) -> Iterable[Texts]:
     """Each sentence of at least six words."""
-    yield from ((words,) for words in doc if len(words) >= 6)
+    return ((words,) for words in doc if len(words) >= 6)
 
 
-def adjacent_sentences(doc: list[Words], rng: random.Random) -> Iterator[Texts]:
+def adjacent_sentences(doc: list[Words], rng: random.Random) -> Iterable[Texts]:
     """Each short sentence with the next short one of its document."""
-    short = [words for words in doc if PAIR_WORDS[0] <= len(words) <= PAIR_WORDS[1]]
-    yield from zip(short, short[1:], strict=False)
+    return itertools.pairwise(words for words in doc if PAIR_WORDS[0] <= len(words) <= PAIR_WORDS[1])
 
 
-def split_at_preposition(doc: list[Words], rng: random.Random) -> Iterator[Texts]:
+def split_at_preposition(doc: list[Words], rng: random.Random) -> Iterable[Texts]:
     """Each longer sentence cut after a preposition, as question and answer."""
     for words in doc:
         if cuts := [i for i in range(5, len(words) - 3) if words[i - 1] in PREPOSITIONS]:
@@ -118,48 +112,29 @@ def split_at_preposition(doc: list[Words], rng: random.Random) -> Iterator[Texts
             yield words[:cut], words[cut:]
 
 
-def as_sentences(texts: Texts) -> tuple[str, ...]:
-    """Each text as a sentence."""
-    return tuple(map(render, texts))
-
-
-def as_question_and_answer(texts: Texts) -> tuple[str, ...]:
-    """The first text asks for the second."""
-    return render(texts[0], " what?"), render(texts[1])
-
-
-def as_questions(texts: Texts) -> tuple[str, ...]:
-    """Each text as a question."""
-    return tuple(f"Who says {' '.join(text).rstrip(',; ')}?" for text in texts)
-
-
 class TwinTask(NamedTuple):
     """How the rows of one task's stand-in are made."""
 
-    texts: Callable[[list[Words], random.Random], Iterator[Texts]]  # of a document
-    write: Callable[[Texts], tuple[str, ...]]
+    texts: Callable[[list[Words], random.Random], Iterable[Texts]]  # of a document
+    templates: tuple[str, ...]  # of each text
     permutations: tuple[Permutation, ...]  # one: of one text, drawn at random; two: the i-th of the i-th text
     labels: tuple[int, ...]  # of a row as written, with the first permutation, with the second
 
 
+_PAIR, _QUESTIONS = ("{}.", "{}."), ("Who says {}?", "Who says {}?")
 TWIN_TASKS = {
-    "cola": TwinTask(single_sentences, as_sentences, (permute_content_words,), (1, 0)),
-    "rte": TwinTask(adjacent_sentences, as_sentences, (permute_window(14),), (0, 1)),
-    "mrpc": TwinTask(adjacent_sentences, as_sentences, (permute_window(8),), (1, 0)),
-    "sst2": TwinTask(single_sentences, as_sentences, (permute_window(4),), (1, 0)),
-    "mnli": TwinTask(adjacent_sentences, as_sentences, (permute_window(14), permute_window(14)), (0, 1, 2)),
-    "qnli": TwinTask(split_at_preposition, as_question_and_answer, (permute_window(5),), (0, 1)),
-    "qqp": TwinTask(adjacent_sentences, as_questions, (permute_window(6),), (1, 0)),
+    "cola": TwinTask(single_sentences, ("{}.",), (permute_content_words,), (1, 0)),
+    "rte": TwinTask(adjacent_sentences, _PAIR, (permute_window(14),), (0, 1)),
+    "mrpc": TwinTask(adjacent_sentences, _PAIR, (permute_window(8),), (1, 0)),
+    "sst2": TwinTask(single_sentences, ("{}.",), (permute_window(4),), (1, 0)),
+    "mnli": TwinTask(adjacent_sentences, _PAIR, (permute_window(14), permute_window(14)), (0, 1, 2)),
+    "qnli": TwinTask(split_at_preposition, ("{} what?", "{}."), (permute_window(5),), (0, 1)),
+    "qqp": TwinTask(adjacent_sentences, _QUESTIONS, (permute_window(6),), (1, 0)),
 }
 
 
-def make_rows(
-    name: str, docs: list[list[Words]], size: int, used: set[Words], rng: random.Random
-) -> list[dict]:
-    """Up to `size` rows of a task, labels balanced, from documents given as lists of sentences.
-
-    Avoids sentences whose bag of words is in `used`, and adds those it takes.
-    """
+def make_rows(name: str, docs: list[list[Words]], size: int, used: set[Words], rng: random.Random):
+    """Up to `size` rows, labels balanced, of sentences whose bags of words `used` lacks (it is extended)."""
     rows: list[dict] = []
     task, seen = TWIN_TASKS[name], set()
     unused = ([words for words in doc if bag_of_words(words) not in used] for doc in docs)
@@ -176,43 +151,29 @@ def make_rows(
         if label:
             side = label - 1 if len(task.permutations) > 1 else rng.randrange(len(texts))
             row[side] = versions[label - 1][side]
-        rows.append({"texts": task.write(tuple(row)), "label": task.labels[label]})
+        rows.append({"texts": tuple(map(render, row, task.templates)), "label": task.labels[label]})
         seen.add(texts)
         originals = [texts[0] + texts[1]] if task.texts is split_at_preposition else texts
         used |= set(map(bag_of_words, originals))
     return [{**row, "index": index} for index, row in enumerate(rng.sample(rows, len(rows)))]
 
 
-def build_twins(
-    train_docs: Iterable[str],
-    dev_docs: Iterable[str],
-    test_docs: Iterable[str],
-    sizes: dict[str, tuple[int, int, int]],
-    seed: int = 0,
-    other_dev_docs: Iterable[str] = (),
-    other_test_docs: Iterable[str] = (),
-) -> dict[str, dict[str, list[dict]]]:
+def build_twins(docs: dict[str, Iterable[str]], sizes: dict, seed: int = 0) -> dict[str, dict]:
     """{task: {split: rows}} with rows {"texts", "label", "index"}.
 
-    Sizes {task: (train, dev, test)} are upper bounds. Each split is made from its own documents; no sentence
-    of a task is in two splits. MNLI's mismatched sets come from the `other` documents. Raises ValueError for
-    an unknown task.
+    `docs` are the documents of train, dev, test, dev_mismatched and test_mismatched (MNLI): no sentence of a
+    task is in two splits. Sizes {task: (train, dev, test)} are upper bounds. ValueError: unknown task.
     """
-    if unknown := [name for name in sizes if name not in TASKS]:
-        raise ValueError(f"unknown task {unknown[0]!r}, allowed: {', '.join(TASKS)}")
-    sources = {"train": train_docs, "dev": dev_docs, "test": test_docs,
-               "dev_mismatched": other_dev_docs, "test_mismatched": other_test_docs}
-    docs = {split: [list(dict.fromkeys(sentences(doc))) for doc in group] for split, group in sources.items()}
-    docs |= {"dev_matched": docs["dev"], "test_matched": docs["test"]}
+    split_docs = {split: [list(dict.fromkeys(sentences(d))) for d in group] for split, group in docs.items()}
+    split_docs |= {"dev_matched": split_docs["dev"], "test_matched": split_docs["test"]}
     twins = {}
     for name, (train, dev, test) in sizes.items():
+        task, rows = task_of(name), {}
         used: set[Words] = set()
-        task = TASKS[name]
         # held-out splits choose first
-        counts = dict.fromkeys(task.test, test) | dict.fromkeys(task.dev, dev) | {"train": train}
-        rows = {
-            split: make_rows(name, docs[split], count, used, random.Random(f"{seed} {name} {split}"))
-            for split, count in counts.items()
-        }
+        for split in (*task.test, *task.dev, "train"):
+            size = train if split == "train" else dev if split in task.dev else test
+            rng = random.Random(f"{seed} {name} {split}")
+            rows[split] = make_rows(name, split_docs[split], size, used, rng)
         twins[name] = {split: rows[split] for split in task.splits}
     return twins

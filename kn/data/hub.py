@@ -4,14 +4,12 @@
     <mirror>/gpt2, <mirror>/distilgpt2    model.safetensors, config.json, tokenizer files
     <mirror>/openwebtext, wikitext, glue  parquet files, at the paths they have in their repository
 
-Nothing that was fetched is executed: weights are safetensors, data are parquet, tokenizers are JSON. Errors
-are one line with the file, the value and the command that helps.
+Nothing that was fetched is executed: weights are safetensors, data are parquet, tokenizers are JSON.
 """
-
-from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +27,8 @@ class HubRepository:
     fallback: str = ""  # revision to try where the main branch holds no matching file
 
 
-MODEL_FILES = (
-    "config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"
-)
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+MODEL_FILES = ("config.json", "model.safetensors", *TOKENIZER_FILES)
 REPOSITORIES = {
     "gpt2": HubRepository("openai-community/gpt2", "model", MODEL_FILES),
     "distilgpt2": HubRepository("distilbert/distilgpt2", "model", MODEL_FILES),
@@ -58,7 +55,7 @@ def refetch_hint(mirror: Path) -> str:
 
 
 def mirror_path(mirror: Path, *names: str) -> Path:
-    """Path of a file or folder of the mirror; SourceError for a name, or a link, that leads out of it."""
+    """Path of a file of the mirror; SourceError for a name, or a link, that leads out of it."""
     try:
         return safe_join(mirror, *names)
     except ValueError as error:
@@ -83,10 +80,8 @@ def read_manifest(mirror: Path) -> dict:
                 raise TypeError
             names += [(item, file) for file in entry["files"]]
     except FileNotFoundError:
-        raise SourceError(
-            f"{mirror} is no mirror (mirror.json is missing): make one with `python -m kn mirror {mirror}` "
-            "where there is a network"
-        ) from None
+        remedy = f"make one with `python -m kn mirror {mirror}` where there is a network"
+        raise SourceError(f"{mirror} is no mirror (mirror.json is missing): {remedy}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SourceError(f"{path} is damaged: {refetch_hint(mirror)}") from None
     for parts in names:
@@ -95,33 +90,32 @@ def read_manifest(mirror: Path) -> dict:
 
 
 def digest(mirror: Path, names: tuple[str, ...]) -> dict[str, dict]:
-    """Commit and sha256 of every file of these repositories, for a stage's key; `verify` checks them.
-
-    Raises SourceError for a repository that the mirror lacks.
-    """
+    """Commit and sha256s of these repositories, for a stage's key; SourceError for one the mirror lacks."""
     items = read_manifest(mirror)["items"]
     if missing := [name for name in names if name not in items]:
         raise SourceError(f"{missing[0]} is not in the mirror {mirror}: {refetch_hint(mirror)}")
-    return {
-        name: {
-            "commit": items[name]["commit"],
-            "files": {file: sha for file, (_, sha) in items[name]["files"].items()},
-        }
-        for name in names
-    }
+    digests = {}
+    for name in names:
+        files = {file: sha for file, (_, sha) in items[name]["files"].items()}
+        digests[name] = {"commit": items[name]["commit"], "files": files}
+    return digests
 
 
-def verify(mirror: Path, digests: dict[str, dict]) -> None:
-    """SourceError where a file of `digests` (see `digest`) is missing or has another content."""
+def file_problems(mirror: Path, digests: dict[str, dict]) -> Iterator[str]:
+    """Missing or damaged files of `digests` (see `digest`), a line each with the remedy."""
     for name, entry in digests.items():
         for file, sha in entry["files"].items():
             path = mirror_path(mirror, name, file)
             if not path.is_file():
-                raise SourceError(f"{path} is missing: {refetch_hint(mirror)}")
-            if file_sha256(path) != sha:
-                raise SourceError(
-                    f"{path} is damaged (another content than mirror.json says): {refetch_hint(mirror)}"
-                )
+                yield f"{path} is missing: {refetch_hint(mirror)}"
+            elif file_sha256(path) != sha:
+                yield f"{path} is damaged (another content than mirror.json says): {refetch_hint(mirror)}"
+
+
+def verify(mirror: Path, digests: dict[str, dict]) -> None:
+    """SourceError where a file of `digests` (see `digest`) is missing or has another content."""
+    for problem in file_problems(mirror, digests):
+        raise SourceError(problem)
 
 
 def rehearsal_notes(mirror: Path) -> dict:

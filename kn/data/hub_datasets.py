@@ -1,9 +1,4 @@
-"""WikiText-103, OpenWebText and GLUE from a mirror of the hub, as token rows and GLUE's TSV files.
-
-The counterparts for mini are `documentation` and `glue_twins`.
-"""
-
-from __future__ import annotations
+"""WikiText-103, OpenWebText and GLUE from a mirror of the hub, as token rows and GLUE's TSV files."""
 
 import hashlib
 import itertools
@@ -33,22 +28,17 @@ WIKITEXT_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 def parquet_files(mirror: Path, split: str, *folders: str) -> list[Path]:
-    """Parquet files of a split below a folder of the mirror, in name order; SourceError for none.
-
-    Named <split>-00000-of-00002.parquet, <split>/0000.parquet or partial-<split>/0000.parquet.
-    """
+    """Parquet files of a split below a folder of the mirror, in name order; SourceError for none."""
     folder = mirror.joinpath(*folders)
     files = sorted(folder.rglob("*.parquet"))
     parents = (split, f"partial-{split}")
+    # <split>-00000-of-00002.parquet, <split>/0000.parquet or partial-<split>/0000.parquet
     found = [p for p in files if p.name.startswith(f"{split}-") or p.parent.name in parents]
     for path in found:
         mirror_path(mirror, path.relative_to(mirror).as_posix())
     if not found:
-        splits = sorted({p.name.partition("-0")[0] for p in files})
-        raise SourceError(
-            f"{folder} has no split {split!r} (found: {', '.join(splits) or 'nothing'}): "
-            f"{refetch_hint(mirror)}"
-        )
+        splits = ", ".join(sorted({p.name.partition("-0")[0] for p in files})) or "nothing"
+        raise SourceError(f"{folder} has no split {split!r} (found: {splits}): {refetch_hint(mirror)}")
     return found
 
 
@@ -57,17 +47,14 @@ def read_columns(path: Path, names: tuple[str, ...], batch: int = 4096) -> Itera
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             if missing := [name for name in names if name not in file.schema_arrow.names]:
-                raise SourceError(
-                    f"{path}: column {missing[0]!r} is missing, found: {', '.join(file.schema_arrow.names)}"
-                )
+                found = ", ".join(file.schema_arrow.names)
+                raise SourceError(f"{path}: column {missing[0]!r} is missing, found: {found}")
             for part in file.iter_batches(batch, columns=list(names)):
                 yield part.to_pydict()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise SourceError(
-            f"{path} cannot be read as parquet ({reason}): it may be cut short; fetch it again with "
-            "`python -m kn mirror`"
-        ) from None
+        remedy = "it may be cut short; fetch it again with `python -m kn mirror`"
+        raise SourceError(f"{path} cannot be read as parquet ({reason}): {remedy}") from None
 
 
 def read_texts(path: Path, column: str = "text") -> Iterator[str]:
@@ -96,18 +83,12 @@ def iter_wikitext(mirror: Path, split: str) -> Iterator[str]:
         yield "\n\n".join(article)
 
 
-def iter_openwebtext(
-    mirror: Path, sample: float, held_out: tuple[float, float], seed: int
-) -> Iterator[tuple[str, str]]:
-    """(split, document) of a random part of OpenWebText.
-
-    The split is "sample", or "valid" or "test" with the probabilities `held_out`. One draw for every document
-    from one generator: the same choice on every machine.
-    """
+def iter_openwebtext(mirror: Path, sample: float, held_out: tuple[float, float], seed: int):
+    """(split, document) of a random part of OpenWebText: "sample", or "valid", "test" (shares `held_out`)."""
     generator = random.Random(seed)
     for path in parquet_files(mirror, "train", "openwebtext"):
         for text in read_texts(path):
-            draw = generator.random()
+            draw = generator.random()  # for every document: the same choice on every machine
             if draw < sample:
                 yield "sample", text
             elif draw >= 1 - held_out[0]:
@@ -117,31 +98,35 @@ def iter_openwebtext(
 
 
 class TokenRowBuilder:
-    """Rows of `context` tokens (uint16) of one split, filled text by text."""
+    """Rows of `context` tokens (uint16) of one split; each text may end with the end-of-text token."""
 
     def __init__(self, tokenizer, context: int, end_of_text: bool):
         self.tokenizer, self.context = tokenizer, context
         self.suffix = [tokenizer.eos_token_id] if end_of_text else []
-        self.parts: list[numpy.ndarray] = []
+        self.texts: list[str] = []  # not tokenized yet
+        self.parts = [numpy.zeros(0, numpy.uint16)]
         self.counts = {"documents": 0, "bytes": 0, "words": 0}
 
-    def add(self, texts: list[str]) -> None:
-        """Tokenize texts and append them, each followed by the end-of-text token if `end_of_text`."""
-        if not texts:
-            return
-        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        for text, ids in zip(texts, encoded, strict=True):
-            self.parts.append(numpy.array([*ids, *self.suffix], dtype=numpy.uint16))
-            self.counts["documents"] += 1
-            self.counts["bytes"] += len(text.encode())
-            self.counts["words"] += len(text.split())
+    def add(self, text: str) -> None:
+        """Append a text."""
+        self.texts.append(text)
+        for name, number in (("documents", 1), ("bytes", len(text.encode())), ("words", len(text.split()))):
+            self.counts[name] += number
+        if len(self.texts) == TOKENIZER_BATCH:
+            self._tokenize()
+
+    def _tokenize(self) -> None:
+        encoded = self.tokenizer(self.texts, add_special_tokens=False, verbose=False)["input_ids"]
+        self.parts += [numpy.array([*ids, *self.suffix], dtype=numpy.uint16) for ids in encoded]
+        self.texts = []
 
     def finish(self) -> tuple[torch.Tensor, dict]:
         """(rows (n, context) of uint16, counts); counts include the tokens after the last full row."""
-        stream = numpy.concatenate(self.parts) if self.parts else numpy.zeros(0, numpy.uint16)
-        n = len(stream) // self.context
-        rows = stream[: n * self.context].reshape(n, self.context)
-        return torch.from_numpy(rows), {**self.counts, "tokens": len(stream)}
+        if self.texts:
+            self._tokenize()
+        stream = torch.from_numpy(numpy.concatenate(self.parts))
+        full = len(stream) // self.context * self.context
+        return stream[:full].view(-1, self.context), {**self.counts, "tokens": len(stream)}
 
 
 def write_token_rows(mirror: Path, settings: dict, folder: Path, tokenizer) -> dict:
@@ -153,17 +138,15 @@ def write_token_rows(mirror: Path, settings: dict, folder: Path, tokenizer) -> d
     verify(mirror, settings["mirror"])
     if len(tokenizer) > 2**16:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, rows of 16 bits hold 65,536")
-    web = ("sample", "web_valid", "web_test")
-    builders = {name: TokenRowBuilder(tokenizer, context, True) for name in web}
-    documents = iter_openwebtext(mirror, text["sample"], tuple(text["web_shares"]), text["sample_seed"])
-    for part in batched(documents, TOKENIZER_BATCH):
-        for name, builder in builders.items():
-            builder.add([document for split, document in part if split == name.removeprefix("web_")])
+    web = {"sample": "sample", "valid": "web_valid", "test": "web_test"}
+    builders = {name: TokenRowBuilder(tokenizer, context, True) for name in web.values()}
+    shares = tuple(text["web_shares"])
+    for split, document in iter_openwebtext(mirror, text["sample"], shares, text["sample_seed"]):
+        builders[web[split]].add(document)
     for split in WIKITEXT_SPLITS:
         builder = builders[f"wiki_{split}"] = TokenRowBuilder(tokenizer, context, False)
-        for part in batched(iter_wikitext(mirror, split), TOKENIZER_BATCH):
-            builder.add(list(part))
-
+        for article in iter_wikitext(mirror, split):
+            builder.add(article)
     source = json.dumps(settings["mirror"], sort_keys=True)
     metrics: dict[str, Any] = {"fingerprint": hashlib.sha256(source.encode()).hexdigest()[:16]}
     rows: dict[str, torch.Tensor] = {}
@@ -173,48 +156,33 @@ def write_token_rows(mirror: Path, settings: dict, folder: Path, tokenizer) -> d
         corpus, _, split = name.partition("_")
         (metrics.setdefault(corpus, {}) if split else metrics)[split or name] = counts
         if not len(rows[name]):
-            raise SourceError(
-                f"{name} gave no full row of {context} tokens ({counts['tokens']} tokens): choose larger "
-                "shares with --set text.sample or text.web_shares"
-            )
+            problem = f"{name} gave no full row of {context} tokens ({counts['tokens']} tokens)"
+            remedy = "choose larger shares with --set text.sample or text.web_shares"
+            raise SourceError(f"{problem}: {remedy}")
     save_file(rows, folder / "rows.safetensors")
     return metrics
 
 
-def batched(items, size: int) -> Iterator[tuple]:
-    """Tuples of up to `size` items (itertools.batched came with Python 3.12)."""
-    iterator = iter(items)
-    while part := tuple(itertools.islice(iterator, size)):
-        yield part
-
-
 def read_glue_task(mirror: Path, task: str) -> dict[str, list[dict]]:
-    """All splits of a task as rows {"texts", "label" (None where hidden), "index"}.
-
-    Tabs and line breaks inside a text become blanks, as in GLUE's own files. Raises SourceError for a wrong
-    value.
-    """
+    """{split: rows {"texts", "label" (None where hidden), "index"}} ; SourceError for a wrong value."""
     splits: dict[str, list[dict]] = {}
-    names = (*GLUE_TEXTS[task], "label")
+    names, labels = (*GLUE_TEXTS[task], "label"), range(len(glue.TASKS[task].labels))
     for split in glue.TASKS[task].splits:
-        rows = splits.setdefault(split, [])
+        rows, hidden = splits.setdefault(split, []), split.startswith("test")
         for path in parquet_files(mirror, split.replace("dev", "validation"), "glue", task):
-            for columns in read_columns(path, names):
-                for *texts, label in zip(*(columns[name] for name in names), strict=True):
-                    _check_glue_row(f"{path}, row {len(rows)}", task, split, tuple(texts), label)
-                    cleaned = tuple(" ".join(text.split()) for text in texts)
-                    label = None if label == -1 else label
-                    rows.append({"texts": cleaned, "label": label, "index": len(rows)})
+            parts = (zip(*map(part.get, names), strict=True) for part in read_columns(path, names))
+            for *texts, label in itertools.chain.from_iterable(parts):
+                place = f"{path}, row {len(rows)}"
+                if any(not isinstance(text, str) for text in texts):
+                    raise SourceError(f"{place}: {tuple(texts)!r} is not text")
+                if not isinstance(label, int) or not (label in labels or hidden and label == -1):
+                    allowed = f"0 to {labels[-1]}{' and -1 (hidden)' if hidden else ''}"
+                    problem = f"label {label!r} is not a class of {task}"
+                    raise SourceError(f"{place}: {problem}, allowed are {allowed}")
+                # blanks for tabs and line breaks, as in GLUE's own files
+                cleaned = tuple(" ".join(text.split()) for text in texts)
+                rows.append({"texts": cleaned, "label": None if label == -1 else label, "index": len(rows)})
     return splits
-
-
-def _check_glue_row(place: str, task: str, split: str, texts: tuple, label) -> None:
-    if any(not isinstance(text, str) for text in texts):
-        raise SourceError(f"{place}: {texts!r} is not text")
-    largest, hidden = len(glue.TASKS[task].labels) - 1, split.startswith("test")
-    if not isinstance(label, int) or not (0 <= label <= largest or hidden and label == -1):
-        allowed = f"0 to {largest}{' and -1 (hidden)' if hidden else ''}"
-        raise SourceError(f"{place}: label {label!r} is not a class of {task}, allowed are {allowed}")
 
 
 def write_glue_tasks(mirror: Path, settings: dict, folder: Path) -> dict:

@@ -1,9 +1,6 @@
 """Measure a model: perplexity, predictions, bytes on disk, factor shapes."""
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -49,11 +46,9 @@ def word_perplexity(value: float, tokens: int, words: int) -> float:
 
 @torch.no_grad()
 def predict(model, input_ids: list[list[int]], precision: str = "fp32", batch: int = 64) -> list[int]:
-    """Most likely class of each row of token ids, in the rows' order.
-
-    Rows are batched by length and right-padded. Raises FloatingPointError for logits that are not finite.
-    """
+    """Most likely class of each row of token ids, in order; FloatingPointError for logits not finite."""
     model.eval()
+    # batches of similar length
     order, classes = sorted(range(len(input_ids)), key=lambda i: len(input_ids[i])), [0] * len(input_ids)
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
@@ -69,40 +64,28 @@ def predict(model, input_ids: list[list[int]], precision: str = "fp32", batch: i
 
 def pad(input_ids: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask (b, longest), padded on the right."""
-    tensors = [torch.tensor(row) for row in input_ids]
-    masks = [torch.ones(len(row), dtype=torch.long) for row in input_ids]
-    padded = torch.nn.utils.rnn.pad_sequence
-    return {"input_ids": padded(tensors, True, pad_id), "attention_mask": padded(masks, True, 0)}
-
-
-def model_bytes(folder: Path) -> int:
-    """Bytes of a saved model's safetensors files."""
-    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    rows, padded = [torch.tensor(row) for row in input_ids], torch.nn.utils.rnn.pad_sequence
+    masks = [torch.ones(len(row), dtype=torch.long) for row in rows]
+    return {"input_ids": padded(rows, True, pad_id), "attention_mask": padded(masks, True, 0)}
 
 
 def format_shape(module) -> str:
-    """ "A 384x768, B 2x1" of a Kronecker layer, "768x768" (outputs × inputs) of a dense one.
-
-    A dense fused qkv layer counts as one of its three parts.
-    """
+    """ "A 384x768, B 2x1" of a Kronecker layer; "768x768" (outputs × inputs; of q alone) of a dense one."""
     if isinstance(module, KroneckerLinear):
-        (_, m1, n1), (_, m2, n2) = module.A.shape, module.B.shape
-        return f"A {m1}x{n1}, B {m2}x{n2}"
+        return "A {}x{}, B {}x{}".format(*module.A.shape[1:], *module.B.shape[1:])  # (rank, m, n) each
     if isinstance(module, KroneckerEmbedding):
-        return f"A {module.A.shape[0]}x{module.A.shape[1]}, B 1x{module.factor}"
+        return "A {}x{}, B 1x{}".format(*module.A.shape, module.factor)
     if isinstance(module, torch.nn.Embedding):
         return "x".join(map(str, module.weight.shape))
-    inputs, outputs = module.weight.shape  # Conv1D is in×out
+    inputs, outputs = module.weight.shape  # of a Conv1D
     return f"{inputs if outputs == 3 * inputs else outputs}x{inputs}"
 
 
 def layer_shapes(model) -> dict[str, str]:
     """Shapes of Table 1: the embedding, and the matrices of the last block (a compressed one in KnGPT2)."""
     block = model.transformer.h[-1]
-    return {
-        "embedding": format_shape(model.transformer.wte),
-        "qkv": format_shape(block.attn.c_attn),
-        "out_proj": format_shape(block.attn.c_proj),
-        "ffn": format_shape(block.mlp.c_fc),
-        "ffn_second": format_shape(block.mlp.c_proj),
+    modules = {
+        "embedding": model.transformer.wte, "qkv": block.attn.c_attn, "out_proj": block.attn.c_proj,
+        "ffn": block.mlp.c_fc, "ffn_second": block.mlp.c_proj,
     }
+    return {name: format_shape(module) for name, module in modules.items()}

@@ -1,10 +1,4 @@
-"""Pretrain mini's two models: a small GPT-2 (the teacher) and a DistilGPT2-like baseline.
-
-The paper starts from models it did not train; so does mini. `python -m kn pretrain-mini` runs the recipe,
-resumably.
-"""
-
-from __future__ import annotations
+"""Pretrain mini's two models, a small GPT-2 (the teacher) and a DistilGPT2-like baseline, resumably."""
 
 import json
 import platform
@@ -17,7 +11,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from kn.data import documentation
-from kn.files import file_sha256
+from kn.files import file_records
 from kn.models.base import count_parameters
 from kn.suite import evaluate, profiles
 from kn.suite.devices import cpu_name
@@ -63,55 +57,36 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
 
 def optimizers(model, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for embeddings, gains and biases."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    blocks = {name: p for name, p in model.named_parameters() if p.ndim == 2 and ".h." in name}
+    rest = [p for name, p in model.named_parameters() if name not in blocks]
     return [
         torch.optim.Muon(
-            matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, momentum=0.95,
+            blocks.values(), lr=recipe.muon_lr, weight_decay=recipe.weight_decay, momentum=0.95,
             adjust_lr_fn="match_rms_adamw",
         ),
         torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
 
 
-def random_state() -> list[torch.Tensor]:
-    """States of the CPU's and the GPUs' random generators, which dropout draws from."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-
-
-def set_random_state(states: list[torch.Tensor]) -> None:
-    """Restore what `random_state` returned."""
-    torch.set_rng_state(states[0].cpu())
-    if torch.cuda.is_available() and len(states) == torch.cuda.device_count() + 1:
-        torch.cuda.set_rng_state_all([state.cpu() for state in states[1:]])
-
-
-def train(
-    model, rows, valid, folder: Path, recipe: Recipe, teacher=None, log_every=50, valid_every=500
-) -> None:
-    """Train on token rows (n, context), resumably: checkpoint state.pt and log.jsonl in `folder`.
-
-    With a teacher, adds logit KD. The perplexity on `valid` is measured at each checkpoint.
-    """
+def train(model, rows, valid, folder: Path, recipe: Recipe, teacher=None, log_every=50, valid_every=500):
+    """Train on token rows (n, context), resumably (state.pt, log.jsonl in `folder`); a teacher adds KD."""
     folder.mkdir(parents=True, exist_ok=True)
-    steps, batch = recipe.steps or 3 * len(rows) // recipe.batch, recipe.batch
+    steps, batch, device = recipe.steps or 3 * len(rows) // recipe.batch, recipe.batch, model.device
     opts, checkpoint, start, seconds_before = optimizers(model, recipe), folder / "state.pt", 0, 0.0
-    groups = [group for opt in opts for group in opt.param_groups]
-    peak_rates = [group["lr"] for group in groups]
-    device = next(model.parameters()).device
+    peak_rates = [group["lr"] for opt in opts for group in opt.param_groups]
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         for opt, value in zip(opts, state["optimizers"], strict=True):
             opt.load_state_dict(value)
-        groups = [group for opt in opts for group in opt.param_groups]  # loading replaces them
         start, seconds_before = state["step"], state["seconds"]
-        set_random_state(state["random"])
-    log = folder / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    lines = [line for line in lines if json.loads(line)["step"] <= start]
-    log.write_text("".join(line + "\n" for line in lines))  # what came after the checkpoint is done again
+        cpu, *gpus = (generator.cpu() for generator in state["random"])
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state_all(gpus[: torch.cuda.device_count()])
+    groups, log = [group for opt in opts for group in opt.param_groups], folder / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    # what came after the checkpoint is done again
+    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
     epoch_steps, clock = len(rows) // batch, time.monotonic() - seconds_before
     model.train()
     for step in range(start, steps):
@@ -137,9 +112,10 @@ def train(
             if done % valid_every == 0 or done == steps:
                 line["valid_perplexity"] = round(evaluate.perplexity(model, valid), 3)
                 model.train()
+                generators = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]  # of dropout
                 state = {
                     "model": model.state_dict(), "optimizers": [opt.state_dict() for opt in opts],
-                    "step": done, "seconds": time.monotonic() - clock, "random": random_state(),
+                    "step": done, "seconds": time.monotonic() - clock, "random": generators,
                 }
                 torch.save(state, folder / "state.tmp")
                 (folder / "state.tmp").replace(checkpoint)
@@ -178,24 +154,17 @@ def save_asset(model, folder: Path, log: Path, recipe: Recipe, measured: dict) -
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    made_with = {**environment(), "machine": platform.machine()}
-    text = {"recipe": asdict(recipe), "measured": measured, "environment": made_with}
+    machine = environment() | {"machine": platform.machine()}
+    text = {"recipe": asdict(recipe), "measured": measured, "environment": machine}
     (folder / "recipe.json").write_text(json.dumps(text, indent=1) + "\n")
     (folder / "log.jsonl").write_text(log.read_text())
-
-
-def write_sha256sums(folder: Path) -> None:
-    """SHA256SUMS over all files of the assets, by which a damaged one is found before it is used."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "SHA256SUMS")
-    lines = [f"{file_sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
-    (folder / "SHA256SUMS").write_text("".join(lines))
 
 
 def extra_documents(folder: Path | None, corpora: dict) -> tuple[str, ...]:
     """Documentation of further unpacked packages, without paragraphs that are held out or already there."""
     if folder is None:
         return ()
-    forbidden = set(documentation.held_out_ngrams(tuple(corpora.values())))
+    forbidden = documentation.held_out_ngrams(corpora.values())
     paragraphs = [paragraph for doc in corpora["web"].train for paragraph in doc.split("\n\n")]
     seen = {gram for paragraph in paragraphs for gram in documentation.ngrams(paragraph)}
     packages = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isidentifier())
@@ -204,35 +173,29 @@ def extra_documents(folder: Path | None, corpora: dict) -> tuple[str, ...]:
 
 
 def rebuild(
-    store: Store,
-    extra: Path | None = None,
-    profile: Profile = profiles.MINI,
+    store: Store, extra: Path | None = None, profile: Profile = profiles.MINI,
     recipes: tuple[Recipe, Recipe] = (profiles.TEACHER, profiles.BASELINE),
 ) -> int:
-    """Make mini's corpus, tokenizer, teacher and baseline anew in <store>/rebuild/mini.
-
-    Resumes where it was stopped. `extra` is a folder of further packages for the teacher's text. Returns 0.
-    """
+    """Make mini's assets in <store>/rebuild/mini, resumably; `extra`: folder of more packages. Returns 0."""
     text, shape, work = profile.text, profile.model, store.home / "rebuild"
-    assets = work / "mini"
-    fractions = {"web": text.web_shares, "wiki": text.wiki_shares}
+    assets, fractions = work / "mini", {"web": text.web_shares, "wiki": text.wiki_shares}
     corpora = documentation.build({"web": text.web, "wiki": text.wiki}, fractions)
-    web = corpora["web"]
-    more = extra_documents(extra, corpora)
+    web, fingerprint = corpora["web"], documentation.fingerprint(corpora)
+    texts = {"teacher": web.train + extra_documents(extra, corpora), "baseline": web.train}
     tokenizer = documentation.train_tokenizer(web.train, shape.vocabulary)
     tokenizer.save_pretrained(assets / "tokenizer")
     valid = documentation.pack(tokenizer, web.valid, shape.context)[:VALID_ROWS]
     set_seed(recipes[0].seed)
     model, teacher = random_gpt2(shape), None
-    texts = {"teacher": web.train + more, "baseline": web.train}
     for (name, docs), recipe in zip(texts.items(), recipes, strict=True):
         model = model if teacher is None else every_other_layer(teacher)
         rows, log = documentation.pack(tokenizer, docs, shape.context), work / name / "log.jsonl"
         train(model, rows, valid, work / name, recipe, teacher)
         data_bytes = sum(len(doc.encode()) for doc in docs)
         cost = training_cost(model, log, rows, data_bytes, f"{cpu_name()}, one thread")
-        save_asset(model, assets / name, log, recipe, cost | {"corpus": documentation.fingerprint(corpora)})
+        save_asset(model, assets / name, log, recipe, {**cost, "corpus": fingerprint})
         teacher = model.float().eval().requires_grad_(False)
-    write_sha256sums(assets)
+    sums, records = assets / "SHA256SUMS", file_records(assets)  # finds a damaged file before it is used
+    sums.write_text("".join(f"{records[name][1]}  {name}\n" for name in records if name != sums.name))
     print(f"{assets} is ready: compare it with kn/assets/mini")
     return 0

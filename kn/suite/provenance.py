@@ -1,7 +1,5 @@
 """Provenance of a result: package versions, device and commit; recorded, not hashed."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess
@@ -12,9 +10,7 @@ from pathlib import Path
 from kn.files import PROJECT_ROOT
 from kn.suite.devices import device_name
 
-PACKAGES = (
-    "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scikit-learn", "pandas"
-)
+PACKAGES = "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scikit-learn", "pandas"
 
 
 def installed_version(package: str) -> str | None:
@@ -26,11 +22,7 @@ def installed_version(package: str) -> str | None:
 
 
 def git_commit(checkout: Path = PROJECT_ROOT) -> str:
-    """12 digits of the checkout's commit, "+" behind them where tracked files were changed.
-
-    "" where `checkout` is no git checkout of its own: a copy inside another repository has not that one's
-    commit.
-    """
+    """12 digits of a checkout's commit, "+" where tracked files were changed; "" where it is no checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(checkout), *arguments]
@@ -38,9 +30,8 @@ def git_commit(checkout: Path = PROJECT_ROOT) -> str:
 
     try:
         top = git("rev-parse", "--show-toplevel")
-        if not top or Path(top).resolve() != checkout.resolve():
-            return ""
-        return git("describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
+        own = top and Path(top).resolve() == checkout.resolve()  # a copy may be inside another repository
+        return git("describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+") if own else ""
     except OSError:  # no git on this machine
         return ""
 
@@ -50,9 +41,6 @@ def environment() -> dict:
     """Versions, device, system and commit of this process."""
     return {
         "packages": {name: installed_version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "device": device_name(),
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "commit": git_commit(),
+        "python": platform.python_version(), "device": device_name(), "cores": os.cpu_count(),
+        "system": platform.system(), "commit": git_commit(),
     }

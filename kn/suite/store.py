@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from kn.files import file_sha256, json_sha256, store_home
+from kn.files import file_records, file_sha256, json_sha256, store_home
 from kn.suite.devices import peak_bytes
 from kn.suite.provenance import environment
 
@@ -26,6 +26,7 @@ from kn.suite.provenance import environment
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 STORE_ERRORS = (*DISK_ERRORS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
 MAX_NAME_BYTES = 200  # of a stage's folder
+REMAKE, OTHER_FOLDER = "run ./run_all.sh to make it again", "choose another folder with KN_HOME=…"
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,21 @@ class Stage:
         name = f"{self.slug}-{self.hash}"
         printable = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
         if not self.kind.isidentifier() or name.startswith(".") or "/" in name or not printable:
-            raise ValueError(
-                f"stage {self.kind[:40]!r} with the fields {self.slug[:40]!r} has no name for a folder: "
-                "letters, digits and punctuation other than / wanted"
-            )
+            stage = f"stage {self.kind[:40]!r} with the fields {self.slug[:40]!r}"
+            allowed = "letters, digits and punctuation other than / wanted"
+            raise ValueError(f"{stage} has no name for a folder: {allowed}")
         return f"{self.kind}/{name}"
 
     def __getitem__(self, name: str):
         return dict(self.fields)[name]
+
+    def input(self, *kinds: str, **fields) -> Stage:
+        """The one input of these kinds and fields; RuntimeError for none or several."""
+        found = [i for i in self.inputs if i.kind in kinds and all(i[k] == v for k, v in fields.items())]
+        if len(found) != 1:
+            problem = f"{self.path} has {len(found)} inputs of kind {' or '.join(kinds)}"
+            raise RuntimeError(f"{problem}, expected one")
+        return found[0]
 
     def to_json(self) -> str:
         """The stage with all its inputs, for another process."""
@@ -97,9 +105,7 @@ class Store:
     def __init__(self, home: Path | str | None = None):
         home = home or store_home()
         if not isinstance(home, str | Path) or not str(home).isprintable():
-            raise StoreError(
-                f"the store {home!r} cannot be a folder's name: choose another folder with KN_HOME=…"
-            )
+            raise StoreError(f"the store {home!r} cannot be a folder's name: {OTHER_FOLDER}")
         self.home = Path(home).absolute()
 
     def open(self) -> Store:
@@ -110,10 +116,8 @@ class Store:
             probe.write_text("x")
             probe.unlink()
         except OSError as error:
-            raise StoreError(
-                f"the store {self.home} cannot be written ({error.strerror}): choose another folder with "
-                "KN_HOME=…"
-            ) from None
+            problem = f"the store {self.home} cannot be written ({error.strerror})"
+            raise StoreError(f"{problem}: {OTHER_FOLDER}") from None
         return self
 
     def folder(self, stage: Stage) -> Path:
@@ -121,10 +125,7 @@ class Store:
         return self.home / stage.path
 
     def find_corruption(self, stage: Stage, deep: bool = False) -> str | None:
-        """None for an intact result, else what is wrong with it.
-
-        Checks sizes of all files and the content of metrics.json; with `deep` the content of all files.
-        """
+        """What is wrong with a result, else None; checks sizes and metrics.json, with `deep` all contents."""
         folder = self.folder(stage)
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
@@ -150,7 +151,7 @@ class Store:
     def metrics(self, stage: Stage) -> dict:
         """The stage's metrics.json; StoreError where there is no intact one."""
         if problem := self.find_corruption(stage):
-            raise StoreError(f"{stage.path}: {problem}; run ./run_all.sh to make it again")
+            raise StoreError(f"{stage.path}: {problem}; {REMAKE}")
         return json.loads((self.folder(stage) / "metrics.json").read_text())
 
     def record(self, stage: Stage) -> dict:
@@ -163,18 +164,18 @@ class Store:
             "inputs": [item.path for item in stage.inputs],
         }
 
-    def _beside(self, stage: Stage, suffix: str) -> Path:
+    def _sibling(self, stage: Stage, suffix: str) -> Path:
         return self.folder(stage).with_name(f"{self.folder(stage).name}.{suffix}")
 
     def scratch(self, stage: Stage) -> Path:
-        """A folder for checkpoints that survives a killed run; removed when the stage is finished."""
-        folder = self._beside(stage, "work")
+        """A folder for checkpoints, which survives a killed run until the stage is finished."""
+        folder = self._sibling(stage, "work")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def tidy(self, stage: Stage) -> None:
-        """Remove a finished stage's scratch folder, which a run killed after its last rename leaves."""
-        shutil.rmtree(self._beside(stage, "work"), ignore_errors=True)
+        """Remove a finished stage's scratch folder."""
+        shutil.rmtree(self._sibling(stage, "work"), ignore_errors=True)
 
     def forget(self, stages: list[Stage]) -> None:
         """Remove these results."""
@@ -183,45 +184,35 @@ class Store:
             self.tidy(item)
 
     def make(self, stage: Stage, work: Work) -> bool:
-        """Run `work` unless an intact result is there; returns whether it ran.
-
-        Raises StoreError where an input is damaged or the result cannot be written.
-        """
+        """Run `work` unless an intact result is there; whether it ran. StoreError: damaged input, no room."""
         from filelock import FileLock
 
         try:
             self.folder(stage).parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._beside(stage, "lock")):
+            with FileLock(self._sibling(stage, "lock")):
                 if self.find_corruption(stage, deep=True) is None:  # another process may have made it
                     return False
                 self._make_locked(stage, work)
         except Exception as error:
             if reason := write_failure(error, self.home):
-                raise StoreError(
-                    f"{stage.path} could not be written ({reason}): free some space or choose another "
-                    "folder with KN_HOME=…"
-                ) from error
+                problem = f"{stage.path} could not be written ({reason})"
+                raise StoreError(f"{problem}: free some space or {OTHER_FOLDER}") from error
             raise
         return True
 
     def _make_locked(self, stage: Stage, work: Work) -> None:
         for item in stage.inputs:
             if problem := self.find_corruption(item, deep=True):
-                raise StoreError(
-                    f"{stage.path} needs {item.path}: {problem}; run ./run_all.sh to make it again"
-                )
-        final, temporary = self.folder(stage), self._beside(stage, "tmp")
+                raise StoreError(f"{stage.path} needs {item.path}: {problem}; {REMAKE}")
+        final, temporary = self.folder(stage), self._sibling(stage, "tmp")
         for leftover in (final, temporary):  # the lock is ours, so these are a dead run's
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir()
         try:
-            started, clock = time.time(), time.monotonic()
+            provenance, clock = {"started": time.time()}, time.monotonic()
             metrics = work(stage, temporary, self)
-            provenance = {
-                "started": started, "wall_seconds": time.monotonic() - clock, "peak_bytes": peak_bytes(),
-                "cost": stage.cost, **environment(),
-            }
-            _write_result(stage, temporary, metrics, provenance)
+            provenance |= {"wall_seconds": time.monotonic() - clock, "peak_bytes": peak_bytes()}
+            _write_result(stage, temporary, metrics, provenance | {"cost": stage.cost} | environment())
             temporary.rename(final)
             self.tidy(stage)
         except BaseException:
@@ -236,16 +227,13 @@ def _write_result(stage: Stage, folder: Path, metrics: dict, provenance: dict) -
     try:
         text = json.dumps(metrics, indent=1, allow_nan=False)
     except ValueError as error:
-        raise ValueError(
-            f"a metric is not a finite number ({error}): the training went wrong, lower its learning rate"
-        ) from None
+        remedy = "the training went wrong, lower its learning rate"
+        raise ValueError(f"a metric is not a finite number ({error}): {remedy}") from None
     (folder / "metrics.json").write_text(text)
-    paths = sorted(p for p in folder.rglob("*") if p.is_file())
     manifest = {
         "kind": stage.kind, "hash": stage.hash, "fields": dict(stage.fields),
-        "settings": json.loads(stage.settings), "inputs": [i.path for i in stage.inputs],
-        "files": {p.relative_to(folder).as_posix(): (p.stat().st_size, file_sha256(p)) for p in paths},
-        "provenance": provenance,
+        "settings": json.loads(stage.settings), "inputs": [item.path for item in stage.inputs],
+        "files": file_records(folder), "provenance": provenance,
     }
     manifest = json.loads(json.dumps(manifest))  # as it will be read back
     part = folder / "manifest.part"
@@ -256,10 +244,7 @@ def _write_result(stage: Stage, folder: Path, metrics: dict, provenance: dict) -
 
 
 def write_failure(error: BaseException, home: Path) -> str:
-    """Why a write failed where another folder or more room would help, else "".
-
-    Libraries that write for us raise errors of their own kinds, so messages are read too.
-    """
+    """Why a write failed where another folder or more room would help, else ""; reads messages too."""
     if isinstance(error, OSError):
         in_store = str(home) in str(error.filename)
         if error.errno in (STORE_ERRORS if in_store else DISK_ERRORS):

@@ -87,7 +87,7 @@ def measure(request: dict) -> dict:
 
     from kn.compression import compress
     from kn.models.config import KroneckerSpec
-    from kn.suite.training import TrainingJob, distillation_config, run_training
+    from kn.suite.training import distillation_config, run_training
 
     torch.set_num_threads(1)
     model, hardware, on_gpu = Model(**request["model"]), request["hardware"], torch.cuda.is_available()
@@ -127,9 +127,9 @@ def measure(request: dict) -> dict:
         checkpointing = {"checkpointing": hardware["checkpointing"]}
         distillation = distillation_config(settings, method)
         with tempfile.TemporaryDirectory() as scratch:
-            run_training(TrainingJob(
+            run_training(
                 student, data, collate, Path(scratch), settings, 0, distillation, guide, checkpointing
-            ))
+            )
         steps = [end - start for start, end in zip(started, started[1:], strict=False)]
         timing["seconds"][kind] = statistics.median(steps[1:])
         timing["tokens"][kind] = batch * length

@@ -44,13 +44,13 @@ def made_up_docs(count, seed):
     return tuple(docs)
 
 
-DOCS = {"train_docs": made_up_docs(60, 1), "dev_docs": made_up_docs(20, 2), "test_docs": made_up_docs(20, 3),
-        "other_dev_docs": made_up_docs(20, 4), "other_test_docs": made_up_docs(20, 5)}
+DOCS = {"train": made_up_docs(60, 1), "dev": made_up_docs(20, 2), "test": made_up_docs(20, 3),
+        "dev_mismatched": made_up_docs(20, 4), "test_mismatched": made_up_docs(20, 5)}
 
 
 @pytest.fixture(scope="module")
 def made():
-    return twins.build_twins(**DOCS, sizes=SIZES, seed=0)
+    return twins.build_twins(DOCS, SIZES, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +103,8 @@ def sentences_of(name, texts):
 
 
 def test_the_same_inputs_give_the_same_rows(made):
-    assert twins.build_twins(**DOCS, sizes=SIZES, seed=0) == made
-    assert twins.build_twins(**DOCS, sizes=SIZES, seed=1) != made
+    assert twins.build_twins(DOCS, SIZES, seed=0) == made
+    assert twins.build_twins(DOCS, SIZES, seed=1) != made
 
 
 def test_each_task_has_glue_s_splits_and_the_sizes_asked_for(made):
@@ -163,14 +163,13 @@ def test_no_label_has_more_negations_or_longer_texts(made):
 
 def test_an_unknown_task_is_refused():
     with pytest.raises(ValueError) as error:
-        twins.build_twins((), (), (), sizes={"wnli": (1, 1, 1)})
+        twins.build_twins(dict.fromkeys(DOCS, ()), {"wnli": (1, 1, 1)})
     assert str(error.value) == "unknown task 'wnli', allowed: cola, rte, mrpc, sst2, mnli, qnli, qqp"
 
 
 def test_too_little_text_gives_fewer_rows_and_no_error():
-    rows = twins.build_twins(
-        ("Only one short sentence stands in this document.",), (), (), sizes={"rte": (5, 5, 5)}
-    )["rte"]
+    docs = {**dict.fromkeys(DOCS, ()), "train": ("Only one short sentence stands in this document.",)}
+    rows = twins.build_twins(docs, {"rte": (5, 5, 5)})["rte"]
     assert rows == {"train": [], "dev": [], "test": []}
 
 

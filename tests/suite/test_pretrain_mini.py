@@ -9,6 +9,7 @@ import torch
 from conftest import tiny_gpt2
 
 from kn.data import documentation
+from kn.files import file_sha256
 from kn.suite import input_digests, pretrain_mini, profiles
 from kn.suite.store import Store
 from kn.suite.work.pretrained import load_model
@@ -58,7 +59,7 @@ def test_rebuild_from_text_to_assets(tmp_path):
         assert pretrain_mini.rebuild(store, tmp_path / "extra", profile, (TINY, replace(TINY, steps=4))) == 0
         sums = (store.home / "rebuild" / "mini" / "SHA256SUMS").read_text()
     assets = store.home / "rebuild" / "mini"
-    assert input_digests.asset_digest.__wrapped__(assets / "teacher") == pretrain_mini.file_sha256(
+    assert input_digests.asset_digest.__wrapped__(assets / "teacher") == file_sha256(
         assets / "SHA256SUMS"
     )
     assert "baseline/model.safetensors" in sums

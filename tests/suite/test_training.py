@@ -2,6 +2,7 @@
 to set."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -28,17 +29,15 @@ def run(scratch, steps, stop_at=None, hardware=None, **changes):
         count[0] += 1
         if count[0] == stop_at:
             raise Stop
-        return training.collate_token_rows(items)
+        return training.token_row_batch(ROWS, items)
 
     how = {
         "batch_size": 4, "learning_rate": 1e-3, "epochs": 1, "max_steps": steps, "warmup": 0.06,
         "weight_decay": 0.01, "schedule": "linear", "optimizer": "adamw_torch_fused", "clip": 1.0
     }
     settings = {"training": {**how, **changes}, "precision": "fp32", "readings": vars(profiles.Readings())}
-    rows, config = training.TokenRows(ROWS), DistillationConfig("ilkd")
-    result = training.run_training(
-        training.TrainingJob(student, rows, collate, scratch, settings, 0, config, teacher, hardware or {})
-    )
+    rows, config = range(len(ROWS)), DistillationConfig("ilkd")
+    result = training.run_training(student, rows, collate, scratch, settings, 0, config, teacher, hardware)
     return student, result.log, result.hyperparameters, result.seconds
 
 
@@ -118,11 +117,8 @@ def poisoned_training(scratch, steps, poison):
     model.register_forward_pre_hook(count_and_poison)
     how = dataclasses.asdict(profiles.Training(batch_size=4, learning_rate=1e-3, epochs=1, max_steps=steps))
     settings = {"training": how, "precision": "fp32", "readings": dataclasses.asdict(profiles.Readings())}
-    job = training.TrainingJob(
-        model, training.TokenRows(rows), training.collate_token_rows, scratch, settings, 0,
-        DistillationConfig("none")
-    )
-    return training.run_training(job)
+    collate, config = functools.partial(training.token_row_batch, rows), DistillationConfig("none")
+    return training.run_training(model, range(len(rows)), collate, scratch, settings, 0, config)
 
 
 @pytest.mark.parametrize(("steps", "poison"), [(10, 5), (10, 10), (51, 51), (74, 74)])

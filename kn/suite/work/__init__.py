@@ -1,8 +1,4 @@
-"""The work of the stages: one function a kind, which takes a StageContext and returns the stage's metrics.
-
-`WORK` {kind: work(stage, folder, store) -> metrics} is the table that workers use. Kinds are part of stage
-keys.
-"""
+"""The work of the stages: one function a kind (part of stage keys), from a StageContext to the metrics."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,20 +9,12 @@ from kn.suite.work import beyond, datasets, pretrained, trainings
 from kn.suite.work.context import StageContext
 
 STAGE_FUNCTIONS: dict[str, Callable[[StageContext], dict]] = {
-    "corpus": datasets.corpus,
-    "glue": datasets.glue_tasks,
-    "twins": datasets.glue_twins,
-    "score": datasets.glue_scores,
-    "shapes": pretrained.shapes,
-    "pretrained": pretrained.pretrained_model,
-    "decompose": pretrained.svd_start,
-    "pretrain": trainings.light_pretraining,
-    "finetune_lm": trainings.finetune_lm,
-    "finetune_glue": trainings.finetune_glue,
-    "twin_check": trainings.shortcut_check,
-    "aligned": beyond.aligned_start,
-    "heal": beyond.partial_pretraining,
-    "compressed": beyond.compressed_model,
+    "corpus": datasets.corpus, "glue": datasets.glue_tasks, "twins": datasets.glue_twins,
+    "score": datasets.glue_scores, "shapes": pretrained.shapes, "pretrained": pretrained.pretrained_model,
+    "decompose": pretrained.svd_start, "pretrain": trainings.light_pretraining,
+    "finetune_lm": trainings.finetune_lm, "finetune_glue": trainings.finetune_glue,
+    "twin_check": trainings.shortcut_check, "aligned": beyond.aligned_start,
+    "heal": beyond.partial_pretraining, "compressed": beyond.compressed_model,
 }
 
 

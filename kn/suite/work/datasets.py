@@ -1,9 +1,9 @@
 """Stages of text and tasks: the corpus as token rows, GLUE or its stand-ins, Table 6's submissions."""
 
-from __future__ import annotations
-
+import itertools
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,13 @@ from kn.data import glue_twins as twins
 from kn.data.hub import mirror_folder
 from kn.files import ASSETS
 from kn.models.loading import load_tokenizer
-from kn.suite.work.context import StageContext, input_stage
+from kn.suite.work.context import StageContext
 
 JOBS = 2  # processes that extract documentation
+TWIN_TEXTS = {  # split of the stand-ins for GLUE: its documents
+    "train": "web_train", "dev": "web_valid", "test": "web_test",
+    "dev_mismatched": "wiki_valid", "test_mismatched": "wiki_test",
+}
 
 
 def stage_tokenizer(settings: dict, corpus: Path | None = None):
@@ -36,23 +40,17 @@ def corpus(context: StageContext) -> dict:
     if file := context.resources.get("file"):
         corpora = documentation.read(Path(file))
     else:
-        groups = {group: tuple(text[group]) for group in ("web", "wiki")}
-        fractions = {group: tuple(text[f"{group}_shares"]) for group in groups}
-        corpora = documentation.build(groups, fractions, jobs=JOBS)
+        fractions = {"web": text["web_shares"], "wiki": text["wiki_shares"]}
+        corpora = documentation.build({group: text[group] for group in fractions}, fractions, jobs=JOBS)
     if not settings["assets"]:
         tokenizer = documentation.train_tokenizer(corpora["web"].train, settings["vocabulary"])
         tokenizer.save_pretrained(folder / "tokenizer")
     tokenizer = stage_tokenizer(settings, folder)
-    fingerprint = documentation.fingerprint(corpora)
-    expected = text["fingerprint"] or fingerprint
-    metrics: dict[str, Any] = {"fingerprint": fingerprint, "as_committed": fingerprint == expected}
-
-    limit = text["limit"] or None
-    splits = {
-        f"{group}_{split}": getattr(corpora[group], split)[:limit]
-        for group in corpora
-        for split in ("train", "valid", "test")
-    }
+    metrics: dict[str, Any] = {"fingerprint": documentation.fingerprint(corpora)}
+    metrics["as_committed"] = text["fingerprint"] in ("", metrics["fingerprint"])
+    splits = {}
+    for group, split in itertools.product(corpora, ("train", "valid", "test")):
+        splits[f"{group}_{split}"] = getattr(corpora[group], split)[: text["limit"] or None]
     splits["sample"] = documentation.sample(splits["web_train"], text["sample"], text["sample_seed"])
     rows: dict[str, torch.Tensor] = {}
     for name, docs in splits.items():
@@ -75,26 +73,15 @@ def glue_tasks(context: StageContext) -> dict:
 
 def glue_twins(context: StageContext) -> dict:
     """Stand-ins for the seven tasks, made of documentation text."""
-    settings, source = context.settings, context.input_folder("corpus")
-
-    def documents(name: str) -> tuple[str, ...]:
-        return tuple(json.loads((source / f"{name}.json").read_text()))
-
-    made = twins.build_twins(
-        documents("web_train"), documents("web_valid"), documents("web_test"),
-        {task: tuple(size) for task, size in settings["sizes"].items()},
-        settings["seed"], documents("wiki_valid"), documents("wiki_test"),
-    )
-    metrics = {}
-    for task, splits in made.items():
+    settings, folder, metrics = context.settings, context.input_folder("corpus"), {}
+    docs = {split: json.loads((folder / f"{name}.json").read_text()) for split, name in TWIN_TEXTS.items()}
+    for task, splits in twins.build_twins(docs, settings["sizes"], settings["seed"]).items():
         glue.write_task(context.folder / task, task, splits)
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         for name, rows in splits.items():  # MNLI's matched and mismatched sets count together
-            kind = name.partition("_")[0]
-            counts[kind] = counts.get(kind, 0) + len(rows)
+            counts[name.partition("_")[0]] += len(rows)
         metrics[task] = {
-            **counts,
-            "majority": glue_baselines.best_constant_scores(task, splits),
+            **counts, "majority": glue_baselines.best_constant_scores(task, splits),
             "word_list": glue_baselines.bag_of_words_scores(task, splits),
         }
     return metrics
@@ -102,8 +89,7 @@ def glue_twins(context: StageContext) -> dict:
 
 def glue_scores(context: StageContext) -> dict:
     """Table 6: a row's submission files, zipped for the server and scored where the test labels are known."""
-    labels, metrics = context.input_folder("glue", "twins"), {}
-    submission = context.folder / "submission"
+    labels, submission, metrics = context.input_folder("glue", "twins"), context.folder / "submission", {}
     for item in context.stage.inputs:
         if item.kind == "finetune_glue":
             task, source = item["task"], context.store.folder(item) / "submission"
@@ -116,15 +102,12 @@ def glue_scores(context: StageContext) -> dict:
 
 def encoded_task(context: StageContext, only_text: int | None = None) -> tuple[dict, dict]:
     """(splits, tokenized splits) of the stage's task; `only_text` keeps the first (0) or second text."""
-    settings, task, source = context.settings, context.stage["task"], context.input("glue", "twins")
-    store = context.store
-    splits = glue.read_task(store.folder(source) / task, task)
+    settings, task, source = context.settings, context.stage["task"], context.stage.input("glue", "twins")
+    splits = glue.read_task(context.store.folder(source) / task, task)
     if only_text is not None:
-        splits = {
-            name: [{**row, "texts": row["texts"][only_text : only_text + 1]} for row in rows]
-            for name, rows in splits.items()
-        }
+        for row in (row for rows in splits.values() for row in rows):
+            row["texts"] = row["texts"][only_text : only_text + 1]
     trained = settings.get("assets") == ""  # the tokenizer is the corpus stage's
-    tokenizer = stage_tokenizer(settings, store.folder(input_stage(source, "corpus")) if trained else None)
-    length = settings["max_length"]
+    corpus = context.store.folder(source.input("corpus")) if trained else None
+    tokenizer, length = stage_tokenizer(settings, corpus), settings["max_length"]
     return splits, {name: glue.encode(tokenizer, rows, length) for name, rows in splits.items()}

@@ -1,8 +1,7 @@
 """Stages of models before any training of this run: pretrained ones, the SVD start, Table 1's shapes."""
 
-from __future__ import annotations
-
 import dataclasses
+import itertools
 import json
 import time
 from pathlib import Path
@@ -31,10 +30,7 @@ logging.disable_progress_bar()
 
 
 def load_model(folder: Path, labels: int = 0):
-    """A saved GPT-2 or KnGPT2 as language model or, with a fresh head of `labels` outputs, as classifier.
-
-    On the GPU where there is one, in float32. Raises ValueError where weights are missing.
-    """
+    """A saved GPT-2 or KnGPT2, as classifier where `labels` > 0; ValueError where weights are missing."""
     config = validate_checkpoint(folder)
     classes: tuple[Any, Any] = (GPT2LMHeadModel, GPT2ForSequenceClassification)
     if config["model_type"] == "kngpt2":
@@ -50,10 +46,8 @@ def load_model(folder: Path, labels: int = 0):
             local_files_only=True, use_safetensors=True, output_loading_info=True, **options,
         )
     if missing := sorted(name for name in info["missing_keys"] if not (labels and name == "score.weight")):
-        raise ValueError(
-            f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: save the whole "
-            "model there again"
-        )
+        problem = f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}"
+        raise ValueError(f"{problem}: save the whole model there again")
     model.config.update({"pad_token_id": model.config.eos_token_id, "use_cache": False})
     return model.to("cuda") if torch.cuda.is_available() else model
 
@@ -65,35 +59,30 @@ def load_teacher(context: StageContext):
 
 def model_facts(model, folder: Path) -> dict:
     """Parameters, bytes and shapes of a saved model."""
-    return {
-        "parameters": count_parameters(model), "bytes": evaluate.model_bytes(folder),
-        "shapes": evaluate.layer_shapes(model),
-    }
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return {"parameters": count_parameters(model), "bytes": size, "shapes": evaluate.layer_shapes(model)}
 
 
-def perplexities(
-    model, rows: dict, precision: str, corpora=("web", "wiki"), splits=("valid", "test")
-) -> dict[str, dict[str, float]]:
+def perplexities(model, rows: dict, precision: str, corpora=("web", "wiki"), splits=("valid", "test")):
     """{corpus: {split: perplexity}} on EVALUATION_WINDOWS windows, on all of wiki's test (Tables 4, 7)."""
+    found: dict[str, dict[str, float]] = {corpus: {} for corpus in corpora}
+    for corpus, split in itertools.product(corpora, splits):
+        limit = None if (corpus, split) == ("wiki", "test") else EVALUATION_WINDOWS
+        found[corpus][split] = evaluate.perplexity(model, rows[f"{corpus}_{split}"][:limit], precision)
+    return found
 
-    def windows(corpus: str, split: str) -> torch.Tensor:
-        everything = (corpus, split) == ("wiki", "test")
-        return rows[f"{corpus}_{split}"][: None if everything else EVALUATION_WINDOWS]
 
-    return {c: {s: evaluate.perplexity(model, windows(c, s), precision) for s in splits} for c in corpora}
-
-
-def save_compressed(context: StageContext, model, perplexity: dict) -> None:
-    """Save a compressed model with its tokenizer, and its perplexities and the stage's name on the card."""
-    corpus = context.input("corpus")
+def save_compressed(context: StageContext, model) -> dict:
+    """Save a compressed model with its tokenizer and a card; returns its facts and its perplexities."""
+    perplexity = perplexities(model, context.rows, context.settings["precision"])
+    corpus = context.stage.input("corpus")
     tokenizer = stage_tokenizer(json.loads(corpus.settings), context.store.folder(corpus))
-    evaluation = {
-        f"perplexity on {domain} {split} text": value
-        for domain, splits in perplexity.items()
-        for split, value in splits.items()
-    }
+    evaluation: dict[str, Any] = {}
+    for domain, splits in perplexity.items():
+        evaluation |= {f"perplexity on {domain} {split} text": value for split, value in splits.items()}
     evaluation["made by stage"] = context.stage.path
     model.save_pretrained(context.folder / "model", tokenizer=tokenizer, evaluation=evaluation)
+    return {**model_facts(model, context.folder / "model"), "perplexity": perplexity}
 
 
 def pretrained_model(context: StageContext) -> dict:
@@ -122,41 +111,34 @@ def _read_log(folder: Path) -> list[dict]:
 def _train_from_scratch(context: StageContext):
     """(model, its cost): the teacher from random weights, the baseline from every other layer of it."""
     settings, rows, scratch = context.settings, context.rows, context.scratch
-    recipe, device = Recipe(**settings["recipe"]), "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = Recipe(**settings["recipe"])
     set_seed(recipe.seed)
     if context.stage["model"] == "teacher":
         teacher, model = None, pretrain_mini.random_gpt2(Model(**settings["model"]))
     else:
         teacher = load_teacher(context).eval().requires_grad_(False)
         model = pretrain_mini.every_other_layer(teacher)
-    model.to(device)
-    valid = rows["web_valid"][:EVALUATION_WINDOWS]
-    pretrain_mini.train(model, rows["web_train"], valid, scratch, recipe, teacher)
-    data_bytes = context.input_metrics("corpus")["web"]["train"]["bytes"]
-    log, device = scratch / "log.jsonl", device_name()
-    cost = pretrain_mini.training_cost(model, log, rows["web_train"], data_bytes, device)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    train, valid = rows["web_train"], rows["web_valid"][:EVALUATION_WINDOWS]
+    pretrain_mini.train(model, train, valid, scratch, recipe, teacher)
+    data_bytes = context.store.metrics(context.stage.input("corpus"))["web"]["train"]["bytes"]
+    cost = pretrain_mini.training_cost(model, scratch / "log.jsonl", train, data_bytes, device_name())
     return model, cost | {"log": _read_log(scratch)}
 
 
 def svd_start(context: StageContext) -> dict:
     """The SVD start: the teacher compressed (eq. 1), untrained; also with embedding or layers alone."""
-    settings, clock = context.settings, time.monotonic()
-    teacher, rows, precision = load_teacher(context), context.rows, settings["precision"]
-    spec = KroneckerSpec(**settings["compression"])
+    clock, teacher, alone = time.monotonic(), load_teacher(context), {}
+    spec = KroneckerSpec(**context.settings["compression"])
     student = compress(teacher, spec)
     seconds = time.monotonic() - clock
-    student.config.provenance["teacher"] = context.input("pretrained", model="teacher").path
-    found = perplexities(student, rows, precision)
-    save_compressed(context, student, found)
-    ablations = {}
-    if spec.embedding:
-        ablations = {"embedding": {"layers": ()}, "layers": {"embedding": False}}
-    alone = {}
+    student.config.provenance["teacher"] = context.stage.input("pretrained", model="teacher").path
+    saved = save_compressed(context, student)
+    ablations = {"embedding": {"layers": ()}, "layers": {"embedding": False}} if spec.embedding else {}
     for name, fields in ablations.items():
         model = compress(teacher, dataclasses.replace(spec, **fields))
-        alone[name] = perplexities(model, rows, precision, splits=("test",))
-    facts = model_facts(student, context.folder / "model")
-    return {**facts, "seconds": seconds, "perplexity": found, "alone": alone}
+        alone[name] = perplexities(model, context.rows, context.settings["precision"], splits=("test",))
+    return {**saved, "seconds": seconds, "alone": alone}
 
 
 def shapes(context: StageContext) -> dict:

@@ -1,56 +1,42 @@
 """Stages of the paper's trainings: light pre-training, fine-tuning on the wiki corpus and on GLUE."""
 
-from __future__ import annotations
+from functools import partial
 
 import torch
 from transformers import GPT2ForSequenceClassification, set_seed
 
 from kn.data import glue, glue_baselines, glue_submission
-from kn.distill import DistillationConfig
 from kn.suite import evaluate
 from kn.suite.devices import device_name
-from kn.suite.training import (
-    TokenRows,
-    TrainingJob,
-    TrainingResult,
-    collate_token_rows,
-    distillation_config,
-    run_training,
-)
+from kn.suite.training import distillation_config, run_training, token_row_batch
 from kn.suite.work.context import StageContext
 from kn.suite.work.datasets import encoded_task
-from kn.suite.work.pretrained import load_model, load_teacher, model_facts, perplexities, save_compressed
+from kn.suite.work.pretrained import load_model, load_teacher, perplexities, save_compressed
 
 OBJECTIVES = {"lm": ("none", 1.0), "kd": ("ilkd", 0.0), "lm_kd": ("ilkd", 1.0)}  # method, factor on α4
 
 
-def train_lm(
-    context: StageContext, model, rows: torch.Tensor, settings: dict, distillation: DistillationConfig,
-    teacher=None,
-) -> TrainingResult:
-    """Train a language model on token rows (n, context)."""
-    return run_training(TrainingJob(
-        model, TokenRows(rows), collate_token_rows, context.scratch, settings, context.stage["seed"],
-        distillation, teacher, context.resources,
-    ))
+def train_lm(context: StageContext, model, rows, settings: dict, distillation, teacher=None):
+    """The TrainingResult of a language model on token rows (n, context)."""
+    return run_training(
+        model, range(len(rows)), partial(token_row_batch, rows), context.scratch, settings,
+        context.stage["seed"], distillation, teacher, context.resources,
+    )
 
 
-def train_classifier(
-    context: StageContext, model, encoded: dict, distillation: DistillationConfig, teacher=None
-) -> TrainingResult:
-    """Fine-tune a classifier on encoded["train"] (see `glue.encode`) in batches of similar length."""
-    settings, pad_id = {**context.settings, "group_by_length": True}, model.config.pad_token_id
-    train = encoded["train"]
+def train_classifier(context: StageContext, model, encoded: dict, distillation, teacher=None):
+    """The TrainingResult of a classifier on encoded["train"], in batches of similar length."""
+    settings, train = {**context.settings, "group_by_length": True}, encoded["train"]
 
     def collate(items: list[dict]) -> dict[str, torch.Tensor]:
-        inputs = evaluate.pad([item["input_ids"] for item in items], pad_id)
+        inputs = evaluate.pad([item["input_ids"] for item in items], model.config.pad_token_id)
         return {**inputs, "labels": torch.tensor([item["label"] for item in items])}
 
     rows = [{"input_ids": i, "label": y} for i, y in zip(train["input_ids"], train["label"], strict=True)]
-    return run_training(TrainingJob(
+    return run_training(
         model, rows, collate, context.scratch, settings, context.stage["seed"], distillation, teacher,
         context.resources,
-    ))
+    )
 
 
 def predictions(context: StageContext, model, encoded: dict, splits) -> dict[str, list[int]]:
@@ -65,28 +51,21 @@ def light_pretraining(context: StageContext) -> dict:
     set_seed(stage["seed"])
     student = load_model(context.input_folder("decompose") / "model")
     method, factor = OBJECTIVES[stage["objective"]]
-    alphas = list(settings["training"]["alphas"])
-    alphas[3] *= factor
+    *alphas, cross_entropy = settings["training"]["alphas"]
+    alphas.append(cross_entropy * factor)
     teacher = load_teacher(context) if method == "ilkd" else None
-    web = stage["on"] == "web"
+    web, config = stage["on"] == "web", distillation_config(settings, method, alphas)
     data = rows["sample" if web else "wiki_train"]
-    config = distillation_config(settings, method, alphas)
     result = train_lm(context, student, data, settings, config, teacher)
-    found = perplexities(student, rows, settings["precision"])
-    save_compressed(context, student, found)
-
-    steps = result.hyperparameters["steps"]
-    tokens = steps * result.hyperparameters["batch_size"] * data.shape[1]
-    corpus = context.input_metrics("corpus")
+    alphas = alphas if method == "ilkd" else [0.0, 0.0, 0.0, 1.0]
+    hyper = {**result.hyperparameters, "alphas": alphas, "context": data.shape[1]}
+    tokens = hyper["steps"] * hyper["batch_size"] * data.shape[1]
+    corpus = context.store.metrics(context.stage.input("corpus"))
     data_bytes = (corpus["sample"] if web else corpus["wiki"]["train"])["bytes"]
-    hyper = {
-        **result.hyperparameters, "alphas": alphas if method == "ilkd" else [0.0, 0.0, 0.0, 1.0],
-        "context": data.shape[1],
-    }
     return {
-        **model_facts(student, context.folder / "model"), "steps": steps, "tokens": tokens,
+        **save_compressed(context, student), "steps": hyper["steps"], "tokens": tokens,
         "hours": result.seconds / 3600, "data_bytes": round(data_bytes * min(1.0, tokens / data.numel())),
-        "hardware": device_name(), "hyper": hyper, "log": result.log, "perplexity": found,
+        "hardware": device_name(), "hyper": hyper, "log": result.log,
     }
 
 
@@ -100,7 +79,7 @@ def finetune_lm(context: StageContext) -> dict:
     config = distillation_config(settings, "ilkd" if ilkd else "none")
     result = train_lm(context, model, rows["wiki_train"], settings, config, teacher)
     found = perplexities(model, rows, settings["precision"], ("wiki",))
-    size = context.input_metrics("corpus")["wiki"]["test"]
+    size = context.store.metrics(context.stage.input("corpus"))["wiki"]["test"]
     per_word = evaluate.word_perplexity(found["wiki"]["test"], size["tokens"], size["words"])
     return {
         "hyper": result.hyperparameters, "log": result.log, "perplexity": found,
@@ -111,12 +90,11 @@ def finetune_lm(context: StageContext) -> dict:
 def finetune_glue(context: StageContext) -> dict:
     """Tables 5-7: a model fine-tuned on one task, scored on dev; predictions for test as submission files."""
     settings, stage = context.settings, context.stage
-    task = glue.TASKS[stage["task"]]
+    task, teacher = glue.TASKS[stage["task"]], None
     set_seed(stage["seed"])
     source = context.input_folder("pretrained", "pretrain", "decompose", "aligned", "heal")
     model = load_model(source / "model", len(task.labels))
     splits, encoded = encoded_task(context)
-    teacher = None
     if any(item.kind == "finetune_glue" for item in stage.inputs):
         teacher = load_model(context.input_folder("finetune_glue") / "model", len(task.labels))
     config = distillation_config(settings, settings["method"])
@@ -143,7 +121,6 @@ def shortcut_check(context: StageContext) -> dict:
         model = GPT2ForSequenceClassification(model.config)
     only_text = {"random": None, "first_sentence": 0, "second_sentence": 1}[check]
     splits, encoded = encoded_task(context, only_text)
-    config = distillation_config(context.settings, "none")
-    result = train_classifier(context, model, encoded, config)
+    result = train_classifier(context, model, encoded, distillation_config(context.settings, "none"))
     dev = predictions(context, model, encoded, task.dev)
     return {"hyper": result.hyperparameters, "dev": glue_baselines.dev_scores(task.name, dev, splits)}
