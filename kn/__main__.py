@@ -10,21 +10,22 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 try:
     from kn.data.hub import SourceError
     from kn.files import PROJECT_ROOT
     from kn.suite import cost, devices, executors, launch, profiles, timing
-    from kn.suite.plan import BEYOND, LEDGER, NOTEBOOKS, TABLES, plan_stages
+    from kn.suite.plan import BEYOND, NOTEBOOKS, TABLES, plan_stages
     from kn.suite.planner import ROWS
     from kn.suite.run import report_folder
     from kn.suite.store import Store, StoreError
 except ModuleNotFoundError as error:  # a wheel holds the method alone
     if not str(error.name).startswith("kn."):
         raise
-    remedy = "the suite needs a checkout: ./run_all.sh there"
-    print(f"error: this installation holds the method alone; {remedy}", file=sys.stderr)
+    reason = "this installation holds the method alone; the suite needs a checkout: ./run_all.sh there"
+    print(f"error: {reason}", file=sys.stderr)
     sys.exit(2)
 
 TITLE = "Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression'; writes reports/<profile>/."
@@ -34,9 +35,6 @@ ERROR_STATUS: dict[type[BaseException], int] = {
     launch.StageFailed: 1, ValueError: 2, StoreError: 2, SourceError: 2, cost.CostError: 2,
     ModuleNotFoundError: 2, OSError: 2, KeyboardInterrupt: 130,
 }
-
-
-# ---------------------------------------------------------------- commands
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
         print(hint)
     slurm = None if options.slurm is None else executors.slurm_options(options.slurm)
     if slurm is not None and not shutil.which("sbatch"):
-        remedy = "run it on a login node, or leave --slurm out"
-        raise ValueError(f"--slurm needs Slurm's sbatch on this machine: {remedy}")
+        reason = "needs Slurm's sbatch on this machine: run it on a login node, or leave --slurm out"
+        raise ValueError(f"--slurm {reason}")
     store = Store()
     stages, _ = plan_stages(profile, options.only, options.seeds, without_mirror=options.dry_run)
     if not options.dry_run:
@@ -93,28 +91,25 @@ def run_doctor(options: argparse.Namespace) -> int:
     return doctor.main(profiles.load(options.profile).name)
 
 
-def fetch_mirror(options: argparse.Namespace) -> int:
+def fetch_mirror(options: argparse.Namespace) -> None:
     """Fetch the hub's models and data into a folder."""
     from kn.data import mirror
 
     mirror.make(options.folder)
     if options.wheels:
         mirror.wheels(options.folder, PROJECT_ROOT / "requirements.txt")
-    return 0
 
 
-def export_corpus(options: argparse.Namespace) -> int:
+def export_corpus(options: argparse.Namespace) -> None:
     """Write the documentation corpus to a file; ValueError for a path that cannot be one."""
     from kn.data import documentation
 
-    file = options.file
+    file, text = options.file, profiles.load(options.profile, tuple(options.set)).text
     if not str(file).isprintable() or file.is_dir() or not file.parent.is_dir():
         raise ValueError(f"export-corpus {str(file)!r}: a file in an existing folder is needed")
-    text = profiles.load(options.profile, tuple(options.set)).text
     packages = {"web": text.web, "wiki": text.wiki}
     shares = {"web": text.web_shares, "wiki": text.wiki_shares}
     documentation.write(documentation.build(packages, shares, jobs=devices.cores()), file)
-    return 0
 
 
 def pretrain_mini(options: argparse.Namespace) -> int:
@@ -126,47 +121,39 @@ def pretrain_mini(options: argparse.Namespace) -> int:
     return rebuild(Store().open(), options.extra)
 
 
-def compare(options: argparse.Namespace) -> int:
+def compare(options: argparse.Namespace) -> None:
     """Print which cells of two reports agree."""
     from kn.report.compare import compare_reports
 
     print(compare_reports(options.report, options.reference))
-    return 0
 
 
-def publish(options: argparse.Namespace) -> int:
+def publish(options: argparse.Namespace) -> None:
     """Copy a finished report into reports/published."""
     from kn.report.publish import publish as publish_report
 
     print(publish_report(options.report))
-    return 0
-
-
-# ---------------------------------------------------------------- options
 
 
 def table_list(text: str) -> list[int | str]:
     """ "4,5,beyond" as a list of notebooks; ArgumentTypeError unless of 1 to 7, beyond and claims."""
+    names = {"beyond": BEYOND, **{str(notebook): (notebook,) for notebook in NOTEBOOKS}}
     tables: set[int | str] = set()
     for part in (part.strip() for part in text.split(",")):
-        if part in ("beyond", LEDGER, *BEYOND):
-            tables.update(BEYOND if part == "beyond" else [part])
-        elif part in map(str, TABLES):
-            tables.add(int(part))
-        elif part.removeprefix("-").isdecimal():
-            allowed = "allowed are 1 to 7, beyond, claims"
-            raise argparse.ArgumentTypeError(f"table {part} does not exist: {allowed}")
-        else:
+        if part not in names:
+            number = part.removeprefix("-").isdecimal()
+            reason = f"table {part} does not exist" if number else f"{text!r} is not a list of table numbers"
             allowed = "allowed are 1 to 7, beyond and claims, as in --only 4,5,beyond"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of table numbers: {allowed}")
+            raise argparse.ArgumentTypeError(f"{reason}: {allowed}")
+        tables.update(names[part])
     return sorted(tables, key=NOTEBOOKS.index)
 
 
 def count(text: str) -> int:
     """An integer from 1 to 999, of seeds or processes; ArgumentTypeError for anything else."""
     if not re.fullmatch(r"0*[1-9]\d{0,2}", text, re.ASCII):
-        reason = "is not a whole number of at least 1 and at most 999"
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} {reason}")
+        reason = f"{text[:40]!r} is not a whole number of at least 1 and at most 999"
+        raise argparse.ArgumentTypeError(reason)
     return int(text)
 
 
@@ -180,48 +167,36 @@ class Parser(argparse.ArgumentParser):
     """An argument parser with errors of one line."""
 
     def error(self, message):
-        """Print the message on one line, exit with 2."""
+        """Exit with status 2."""
         super().error(one_line(message))
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
     """--profile and --set."""
-    parser.add_argument(
-        "--profile", default="mini", metavar="NAME",
-        help="mini (default): documentation text, minutes on a CPU; midi: the same text, models trained "
-        "within the run, for a GPU; paper: from a mirror of the hub; test: seconds",
-    )
-    parser.add_argument(
-        "--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
-        help="change one setting, for example pretrain.batch_size=8; may be given several times",
-    )
+    text = """mini (default): documentation text, minutes on a CPU; midi: the same text, models trained
+              within the run, for a GPU; paper: from a mirror of the hub; test: seconds"""
+    parser.add_argument("--profile", default="mini", metavar="NAME", help=text)
+    text = "change one setting, for example pretrain.batch_size=8; may be given several times"
+    parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE", help=text)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of `run` and `plan`."""
     add_profile(parser)
-    parser.add_argument(
-        "--only", type=table_list, default=list(TABLES), metavar="4,5",
-        help="tables to make (default: all seven); beyond: the two notebooks that go beyond the paper; "
-        "claims: every claim judged, and the effect of each reading of the paper",
-    )
-    parser.add_argument(
-        "--all", dest="only", action="store_const", const=list(NOTEBOOKS),
-        help="the seven tables, the notebooks beyond them, and the claims",
-    )
+    text = """tables to make (default: all seven); beyond: the two notebooks that go beyond the paper;
+              claims: every claim judged, and the effect of each reading of the paper"""
+    parser.add_argument("--only", type=table_list, default=list(TABLES), metavar="4,5", help=text)
+    text = "the seven tables, the notebooks beyond them, and the claims"
+    parser.add_argument("--all", dest="only", action="store_const", const=list(NOTEBOOKS), help=text)
     parser.add_argument("--seeds", type=count, default=1, metavar="N", help="seeds 0 to N-1 (default 1)")
-    parser.add_argument(
-        "--jobs", type=count, metavar="N",
-        help="processes of one thread each (default: all processors); several GPUs are taken in turn",
-    )
-    keys = ", ".join(f"{key}=…" for key in executors.SLURM_OPTIONS)
-    parser.add_argument("--slurm", metavar="KEY=VALUE,…", help=f"run the stages as Slurm jobs: {keys}")
+    text = "processes of one thread each (default: all processors); several GPUs are taken in turn"
+    parser.add_argument("--jobs", type=count, metavar="N", help=text)
+    text = f"run the stages as Slurm jobs: {', '.join(f'{key}=…' for key in executors.SLURM_OPTIONS)}"
+    parser.add_argument("--slurm", metavar="KEY=VALUE,…", help=text)
     parser.add_argument("--dry-run", action="store_true", help="print the plan with its costs and stop")
     parser.add_argument("--fresh", action="store_true", help="make the stages again, even finished ones")
-    parser.add_argument(
-        "--glue-scores", type=Path, metavar="FILE",
-        help="paper: a CSV (row, seed, task, score) of the GLUE server's scores, for Table 6",
-    )
+    text = "paper: a CSV (row, seed, task, score) of the GLUE server's scores, for Table 6"
+    parser.add_argument("--glue-scores", type=Path, metavar="FILE", help=text)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -230,39 +205,31 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add_run_options(top)  # shown by --help: the options of `run`, which needs no command word
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
-    def add_command(name: str, func, text: str) -> argparse.ArgumentParser:
+    def add_command(name: str, func: Callable, text: str, **paths: str) -> argparse.ArgumentParser:
         parser = commands.add_parser(name, help=text, description=text)
         parser.set_defaults(func=func)
+        for path, shown in paths.items():
+            parser.add_argument(path, type=Path, metavar=shown)
         return parser
 
     add_run_options(add_command("run", run, "make the report (default)"))
-    command = add_command("plan", run, "print the plan with its costs (--dry-run)")
-    add_run_options(command)
+    add_run_options(command := add_command("plan", run, "print the plan with its costs (--dry-run)"))
     command.set_defaults(dry_run=True)
     add_profile(add_command("doctor", run_doctor, "find whatever would stop a run"))
-    command = add_command("mirror", fetch_mirror, "fetch the hub's models and data, for the paper profile")
-    command.add_argument("folder", type=Path, metavar="DIR")
+    text = "fetch the hub's models and data, for the paper profile"
+    command = add_command("mirror", fetch_mirror, text, folder="DIR")
     command.add_argument("--wheels", action="store_true", help="fetch the pinned packages too")
     text = "write the documentation corpus, for a machine without the packages"
-    command = add_command("export-corpus", export_corpus, text)
-    command.add_argument("file", type=Path, metavar="FILE")
-    add_profile(command)
+    add_profile(add_command("export-corpus", export_corpus, text, file="FILE"))
     command = add_command("pretrain-mini", pretrain_mini, "train mini's committed models again")
     text = "a folder of unpacked packages whose documentation joins the teacher's text"
     command.add_argument("--extra", type=Path, metavar="DIR", help=text)
-    command = add_command("compare", compare, "compare two reports cell by cell")
-    command.add_argument("report", type=Path)
-    command.add_argument("reference", type=Path)
-    command = add_command("publish", publish, "make a finished report the committed one")
-    command.add_argument("report", type=Path)
-
+    add_command("compare", compare, "compare two reports cell by cell", report="DIR", reference="DIR")
+    add_command("publish", publish, "make a finished report the committed one", report="DIR")
     first = FORMER_NAMES.get(arguments[0], arguments[0]) if arguments else "run"
     if first in commands.choices or first in ("-h", "--help"):
         return top.parse_args([first, *arguments[1:]])
     return top.parse_args(["run", *arguments])
-
-
-# ---------------------------------------------------------------- errors
 
 
 def one_line(text: str) -> str:
@@ -287,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).absolute())
     try:
-        return options.func(options)
+        return options.func(options) or 0
     except tuple(ERROR_STATUS) as error:
         print(one_line(describe_error(error)), file=sys.stderr)
         return next(status for kind, status in ERROR_STATUS.items() if isinstance(error, kind))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 
-from kn.suite.devices import worker_count
+from kn.suite.devices import free_bytes, worker_count
 from kn.suite.store import Stage, Store
 
 TITLES = {"lm": "language model", "lm_ilkd": "with ILKD", "glue": "GLUE", "glue_ilkd": "GLUE with ILKD"}
@@ -45,8 +44,7 @@ def disk_bytes(stage: Stage, timing: dict) -> float:
 def check_disk_space(stages: list[Stage], store: Store, timing: dict) -> None:
     """Raise CostError if the missing stages need more disk space than the store's file system has free."""
     need = sum(disk_bytes(stage, timing) for stage in stages if not store.has(stage))
-    existing = next(p for p in (store.home, *store.home.parents) if p.exists())
-    if (free := shutil.disk_usage(existing).free) < need:
+    if (free := free_bytes(store.home)) < need:
         sizes = f"{need / 1e9:.1f} GB will be written to {store.home}, {free / 1e9:.1f} GB are free there"
         raise CostError(f"{sizes}: make room, or choose another folder with KN_HOME=…")
 
@@ -69,11 +67,10 @@ def describe_plan(stages: list[Stage], store: Store, timing: dict, jobs: int | N
         missing = [stage for stage in of_kind if not store.has(stage)]
         spent = sum(seconds(stage, timing) for stage in missing)
         total, disk = total + spent, disk + sum(disk_bytes(stage, timing) for stage in missing)
-        steps = sum(stage.steps for stage in missing)
-        amounts = (sum(stage.tokens for stage in missing), sum(stage.cost for stage in missing))
-        cells = (f"{steps:,}" if steps else "-", *(_short(n) if n else "-" for n in amounts))
-        about = _duration(spent) if missing else "-"
-        lines.append(ROW.format(kind, len(of_kind) - len(missing), len(missing), *cells, about))
+        steps, tokens = sum(stage.steps for stage in missing), sum(stage.tokens for stage in missing)
+        flops, about = sum(stage.cost for stage in missing), _duration(spent) if missing else "-"
+        amounts = (f"{steps:,}" if steps else "-", _short(tokens), _short(flops), about)
+        lines.append(ROW.format(kind, len(of_kind) - len(missing), len(missing), *amounts))
     chain = critical_path(stages, store, timing)
     about = _duration(max(total / jobs, chain)) if total else "nothing"
     work = f"{_duration(total)} of work, the longest chain {_duration(chain)}"
@@ -97,8 +94,8 @@ def _duration(seconds: float) -> str:
 
 
 def _short(number: float) -> str:
-    """1.2 M, 3.4 G."""
+    """1.2 M, 3.4 G; "-" for 0."""
     for power, unit in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if number >= 10**power:
             return f"{number / 10**power:.3g} {unit}"
-    return f"{number:.3g}"
+    return f"{number:.3g}" if number else "-"

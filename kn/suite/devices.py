@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -37,8 +38,7 @@ def worker_count() -> int:
 
 def keep_off_gpus(device: str) -> str:
     """Hide the GPUs from a profile for the CPU; returns a line to print where there are any."""
-    found = gpus() if device == "cpu" else []
-    if not found:
+    if device != "cpu" or not (found := gpus()):
         return ""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     reason = "this profile is for the CPU, so that its numbers are the same everywhere"
@@ -46,14 +46,9 @@ def keep_off_gpus(device: str) -> str:
 
 
 def precision(device: str = "cpu") -> Precision:
-    """ "bf16" where the processor, or a GPU that may be used, multiplies bfloat16 in hardware, else "fp32".
-
-    Part of the key of every training stage.
-    """
-    if device == "auto" and gpus():
-        return "bf16"
-    flags = _cpuinfo()
-    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+    """ "bf16" where the processor, or a GPU that may be used, multiplies it in hardware, else "fp32"."""
+    in_hardware = any(flag in _cpuinfo() for flag in ("avx512_bf16", "amx_bf16"))
+    return "bf16" if in_hardware or device == "auto" and gpus() else "fp32"
 
 
 def device_name() -> str:
@@ -64,18 +59,20 @@ def device_name() -> str:
 
 def cpu_name() -> str:
     """Processor name as the system gives it."""
-    lines = [line for line in _cpuinfo().splitlines() if line.startswith("model name")]
-    return lines[0].split(":", 1)[1].strip() if lines else platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*: *(.*\S)", _cpuinfo(), re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def peak_bytes() -> int:
     """Peak resident memory of this process (ru_maxrss is in KiB, on macOS in bytes)."""
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space of the file system that holds a folder, or would hold it."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
+    file = Path("/proc/cpuinfo")  # of Linux
+    return file.read_text() if file.exists() else ""

@@ -34,9 +34,8 @@ def error_line(text: str) -> str:
 
 def run_torchrun(stage: Stage, folder: Path, store: Store) -> dict:
     """The metrics of a stage whose work torchrun does; RuntimeError with the error of a failed process."""
-    description, metrics = folder / "stage.json", folder / "metrics.json"
+    description, count = folder / "stage.json", process_count(stage)
     description.write_text(stage.to_json())
-    count = process_count(stage)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += ["-m", "kn.suite.distributed", str(folder), str(store.home)]
     paths = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
@@ -47,7 +46,7 @@ def run_torchrun(stage: Stage, folder: Path, store: Store) -> dict:
     if done.returncode:
         raise RuntimeError(f"one of {count} processes failed: {error_line(done.stderr)}")
     description.unlink()
-    return json.loads(metrics.read_text())
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def main(folder: Path, home: Path) -> None:
@@ -57,12 +56,12 @@ def main(folder: Path, home: Path) -> None:
     from kn.suite.work import WORK
 
     torch.set_num_threads(1)
-    stage, store = Stage.from_json((folder / "stage.json").read_text()), Store(home)
-    if os.environ["RANK"] == "0":
-        (folder / "metrics.json").write_text(json.dumps(WORK[stage.kind](stage, folder, store)))
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            WORK[stage.kind](stage, Path(scratch), store)
+    stage = Stage.from_json((folder / "stage.json").read_text())
+    with tempfile.TemporaryDirectory() as scratch:
+        is_main = os.environ["RANK"] == "0"
+        metrics = WORK[stage.kind](stage, folder if is_main else Path(scratch), Store(home))
+        if is_main:
+            (folder / "metrics.json").write_text(json.dumps(metrics))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

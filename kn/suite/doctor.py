@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from kn.data import mirror
 from kn.data.hub import SourceError, mirror_folder
 from kn.files import ASSETS, PROJECT_ROOT
-from kn.suite.devices import gpus
+from kn.suite.devices import free_bytes, gpus
 from kn.suite.distributed import error_line
 from kn.suite.input_digests import asset_digest
 from kn.suite.pins import compare_pins, describe_differences
@@ -45,12 +44,11 @@ def check_pins(requirements: Path) -> Finding:
 
 def check_disk(profile: str, home: Path) -> Finding:
     """Free disk space where the store is."""
-    existing = next(p for p in (home, *home.parents) if p.exists())
-    free, need = shutil.disk_usage(existing).free, STORE_BYTES[profile]
+    free, need = free_bytes(home), STORE_BYTES[profile]
     text = f"{free / 1e9:.1f} GB free at {home}, {need / 1e9:.1f} needed"
-    if free >= need:
-        return "ok", text
-    return "error", f"{text}: make room, or choose another folder with KN_HOME=…"
+    if free < need:
+        return "error", f"{text}: make room, or choose another folder with KN_HOME=…"
+    return "ok", text
 
 
 def check_memory() -> Finding:
@@ -90,16 +88,13 @@ def check_store(home: Path) -> Finding:
     return "ok", f"the store {home} can be written"
 
 
-def check_assets() -> list[Finding]:
-    """The committed pretrained models."""
-    findings: list[Finding] = []
-    for name in ("teacher", "baseline", "tokenizer"):
-        try:
-            asset_digest(ASSETS / "mini" / name)
-            findings.append(("ok", f"kn/assets/mini/{name} is intact"))
-        except StoreError as error:
-            findings.append(("error", str(error)))
-    return findings
+def check_asset(name: str) -> Finding:
+    """The committed teacher, baseline or tokenizer."""
+    try:
+        asset_digest(ASSETS / "mini" / name)
+    except StoreError as error:
+        return "error", str(error)
+    return "ok", f"kn/assets/mini/{name} is intact"
 
 
 def check_mirror(folder: Path) -> list[Finding]:
@@ -114,11 +109,13 @@ def check_mirror(folder: Path) -> list[Finding]:
 def examine(profile: str = "mini") -> list[Finding]:
     """Findings of all checks."""
     home = Store().home
-    findings = [check_python(), check_pins(PROJECT_ROOT / "requirements.txt"), check_store(home)]
-    findings += [check_disk(profile, home), check_memory(), *check_assets(), check_gpu(profile)]
-    if profile == "paper" or os.environ.get("KN_MIRROR"):
-        findings += check_mirror(mirror_folder())
-    return findings
+    assets = map(check_asset, ("teacher", "baseline", "tokenizer"))
+    with_mirror = profile == "paper" or os.environ.get("KN_MIRROR")
+    return [
+        check_python(), check_pins(PROJECT_ROOT / "requirements.txt"), check_store(home),
+        check_disk(profile, home), check_memory(), *assets, check_gpu(profile),
+        *(check_mirror(mirror_folder()) if with_mirror else []),
+    ]
 
 
 def main(profile: str = "mini") -> int:

@@ -86,9 +86,8 @@ def _start_worker(parent: int, started, gpu_count: int) -> None:
     """Take the next GPU in turn; exit when the parent is gone, so that a killed run leaves no process."""
     if gpu_count > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
         with started.get_lock():
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(started.value % gpu_count)
-            os.environ[distributed.WORKER_GPU] = "1"
-            started.value += 1
+            gpu, started.value = started.value % gpu_count, started.value + 1
+        os.environ.update({"CUDA_VISIBLE_DEVICES": str(gpu), distributed.WORKER_GPU: "1"})
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -98,16 +97,11 @@ def _start_worker(parent: int, started, gpu_count: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _set_worker_variables() -> None:
-    for name, value in WORKER_VARIABLES.items():
-        os.environ.setdefault(name, value)
-
-
 class Processes:
     """Worker processes of one thread each on this machine."""
 
     def __init__(self, slots: int, home: Path):
-        _set_worker_variables()
+        os.environ.update({**WORKER_VARIABLES, **os.environ})
         self.slots, self.home = slots, str(home)
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         arguments = (os.getpid(), context.Value("i", 0), len(gpus()))
@@ -121,11 +115,11 @@ class Processes:
         """Take the stages that ended out of `running`, at least one. WorkerDied where a process died."""
         ended: list[Result] = []
         for handle in wait(running, return_when=FIRST_COMPLETED).done:
-            error = handle.exception()
+            stage, error = running.pop(handle), handle.exception()
             if isinstance(error, BrokenProcessPool):
-                reason = "its process died (out of memory, or killed)"
-                raise WorkerDied(f"{running[handle].path}: {reason}: run again with --jobs 1")
-            ended.append((running.pop(handle), error or handle.result()))
+                reason = "its process died (out of memory, or killed): run again with --jobs 1"
+                raise WorkerDied(f"{stage.path}: {reason}")
+            ended.append((stage, error or handle.result()))
         return ended
 
     def close(self) -> None:
@@ -139,29 +133,22 @@ class Job:
     def __call__(self, description: str, home: str) -> bool:
         return run_stage(description, home)
 
-    def checkpoint(self, description: str, home: str):
+    def checkpoint(self, *arguments: str):
         """Called by submitit when Slurm announces the end."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self, description, home)
+        return DelayedSubmission(self, *arguments)
 
 
 class Submitit:
     """Slurm jobs through submitit, one array for stages that are ready together; tests: "local", "debug"."""
 
-    def __init__(
-        self,
-        home: Path,
-        options: dict | None = None,
-        cluster: str = "slurm",
-        slots: int = 1000,
-        poll: float = 5.0,
-    ):
+    def __init__(self, home: Path, options: dict | None = None, cluster="slurm", slots=1000, poll=5.0):
         """`options` are submitit's parameters, `poll` the seconds between two looks at the jobs."""
         import submitit
 
         logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns at every look without accounting
-        _set_worker_variables()
+        os.environ.update({**WORKER_VARIABLES, **os.environ})
         self.slots, self.home, self.poll = slots, str(home), poll
         self.losses: dict[str, int] = {}  # by path, of stages whose jobs ended without a result
         self.executor = submitit.AutoExecutor(folder=home / "jobs" / "%j", cluster=cluster)
@@ -180,24 +167,23 @@ class Submitit:
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         ended: list[Result] = []
-        while not ended:
-            for handle in [h for h in running if h.done()]:
-                stage = running.pop(handle)
-                try:
-                    ended.append((stage, handle.result()))
-                except FailedJobError as error:
-                    ended.append((stage, RuntimeError(distributed.error_line(str(error)))))
-                except UncompletedJobError as error:
-                    lost = self.losses[stage.path] = self.losses.get(stage.path, 0) + 1
-                    if lost <= RETRIES:
-                        running.update(self.submit([stage]))
-                        continue
-                    reason = f"its job ended {lost} times without an answer (state {handle.state})"
-                    details = f"see {handle.paths.stderr}: {str(error).splitlines()[0]}"
-                    ended.append((stage, WorkerDied(f"{reason}, {details}")))
-            if not ended:
-                time.sleep(self.poll)
-        return ended
+        while not (done := [handle for handle in running if handle.done()]):
+            time.sleep(self.poll)
+        for handle in done:
+            stage = running.pop(handle)
+            try:
+                ended.append((stage, handle.result()))
+            except FailedJobError as error:
+                ended.append((stage, RuntimeError(distributed.error_line(str(error)))))
+            except UncompletedJobError as error:
+                lost = self.losses[stage.path] = self.losses.get(stage.path, 0) + 1
+                if lost <= RETRIES:
+                    running.update(self.submit([stage]))
+                    continue
+                reason = f"its job ended {lost} times without an answer (state {handle.state})"
+                details = f"see {handle.paths.stderr}: {str(error).splitlines()[0]}"
+                ended.append((stage, WorkerDied(f"{reason}, {details}")))
+        return ended or self.wait(running)
 
     def close(self) -> None:
         """Queued jobs stay: they belong to the store, and the next run finds what they made."""

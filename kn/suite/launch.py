@@ -30,20 +30,20 @@ def missing_stages(stages: list[Stage], store: Store) -> dict[str, Stage]:
 
 
 class Scheduler:
-    """Hands out stages whose inputs are finished: brief ones, then the longest chain; a failure fails its dependents."""
+    """Hands out stages whose inputs are finished: brief ones, longest chains; failures fail dependents."""
 
     def __init__(self, missing: dict[str, Stage]):
         """`missing`: {path: stage} in dependency order."""
         self.missing = missing
-        self.ready: list[str] = []
-        self.failed: dict[str, str] = {}
+        self.ready: set[str] = set()
+        self.failed: dict[str, str] = {}  # path: error
         needs = {path: [n.path for n in stage.inputs if n.path in missing] for path, stage in missing.items()}
-        self.chain = dict.fromkeys(missing, 0.0)  # FLOPs of the longest chain that starts with a stage
+        chain = dict.fromkeys(missing, 0.0)  # FLOPs of the longest chain that starts with a stage
         for path in reversed(missing):
-            self.chain[path] += missing[path].cost
+            chain[path] += missing[path].cost
             for need in needs[path]:
-                self.chain[need] = max(self.chain[need], self.chain[path])
-        self.order = {path: at for at, path in enumerate(missing)}
+                chain[need] = max(chain[need], chain[path])
+        self.order = sorted(missing, key=lambda path: (chain[path] >= BRIEF_FLOPS, -chain[path]))
         self.sorter = TopologicalSorter(needs)
         self.sorter.prepare()
 
@@ -51,14 +51,13 @@ class Scheduler:
         """At most `count` stages to start now."""
         while paths := self.sorter.get_ready():
             for path in paths:
-                broken = [need.path for need in self.missing[path].inputs if need.path in self.failed]
-                if broken:
-                    self.finish(self.missing[path], f"needs {broken[0]}, which failed")
+                stage = self.missing[path]
+                if broken := [need.path for need in stage.inputs if need.path in self.failed]:
+                    self.finish(stage, f"needs {broken[0]}, which failed")
                 else:
-                    self.ready.append(path)
-        brief = {path: self.chain[path] < BRIEF_FLOPS for path in self.ready}
-        self.ready.sort(key=lambda path: (not brief[path], -self.chain[path], self.order[path]))
-        taken, self.ready = self.ready[:count], self.ready[count:]
+                    self.ready.add(path)
+        taken = [path for path in self.order if path in self.ready][:count]
+        self.ready.difference_update(taken)
         return [self.missing[path] for path in taken]
 
     def finish(self, stage: Stage, error: str = "") -> None:
@@ -68,36 +67,21 @@ class Scheduler:
         self.sorter.done(stage.path)
 
 
-class ProgressBar:
-    """A bar over the estimated FLOPs of the stages, with the running ones at its end."""
+def progress_bar(stages: Iterable[Stage], stream: TextIO) -> Any:
+    """A tqdm bar over the estimated FLOPs of the stages, in billions."""
+    from tqdm import tqdm
 
-    def __init__(self, stages: Iterable[Stage], stream: TextIO):
-        from tqdm import tqdm
-
-        self.interactive = stream.isatty()
-        layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left{postfix}"
-        self.bar = tqdm(
-            total=round(sum(stage.cost for stage in stages) / 1e9), desc="stages", file=stream, ncols=100,
-            mininterval=0.5 if self.interactive else 30, bar_format=layout + "\n" * (not self.interactive),
-        )
-
-    def show(self, running: Iterable[Stage]) -> None:
-        """Name the running stages."""
-        names = sorted(stage.path.rpartition("-")[0] for stage in running)
-        self.bar.set_postfix_str(" · ".join(names)[:48], refresh=self.interactive)
-
-    def advance(self, stage: Stage) -> None:
-        """Count a stage that ended."""
-        self.bar.update(round(stage.cost / 1e9))
+    layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left{postfix}"
+    total, interactive = round(sum(stage.cost for stage in stages) / 1e9), stream.isatty()
+    return tqdm(
+        total=total, desc="stages", file=stream, ncols=100, mininterval=0.5 if interactive else 30,
+        bar_format=layout + "\n" * (not interactive),
+    )
 
 
 def run(
-    stages: list[Stage],
-    store: Store,
-    jobs: int | None = None,
-    stream: TextIO | None = None,
-    executor: Any = None,
-    on_progress: Callable[[set[str]], object] | None = None,
+    stages: list[Stage], store: Store, jobs: int | None = None, stream: TextIO | None = None,
+    executor: Any = None, on_progress: Callable[[set[str]], object] | None = None,
 ) -> list[str]:
     """Make every stage that the store lacks; returns the paths of those that ran.
 
@@ -112,17 +96,16 @@ def run(
     if not missing:
         return []
     executor = executor or Processes(min(jobs or worker_count(), len(missing)), store.home)
-    scheduler, bar = Scheduler(missing), ProgressBar(missing.values(), stream or sys.stderr)
+    stream = stream or sys.stderr
+    scheduler, bar = Scheduler(missing), progress_bar(missing.values(), stream)
     running: dict[Any, Stage] = {}
     ran: list[str] = []
     try:
-        while True:
-            running.update(executor.submit(scheduler.take(executor.slots - len(running))))
-            if not running:
-                break
-            bar.show(running.values())
+        while running := running | executor.submit(scheduler.take(executor.slots - len(running))):
+            names = sorted(stage.path.rpartition("-")[0] for stage in running.values())
+            bar.set_postfix_str(" · ".join(names)[:48], refresh=stream.isatty())
             for stage, result in executor.wait(running):
-                bar.advance(stage)
+                bar.update(round(stage.cost / 1e9))
                 if isinstance(result, BaseException):
                     scheduler.finish(stage, _one_line(result))
                     continue
@@ -135,12 +118,12 @@ def run(
     except WorkerDied as error:
         raise StageFailed(str(error)) from None
     finally:
-        bar.bar.close()
+        bar.close()
         executor.close()
     if failed := scheduler.failed:
         path, reason = next(iter(failed.items()))
-        counts = f"{len(failed)} of {len(missing)} stages failed"
-        raise StageFailed(f"{counts}; first {path}: {reason} (finished work is kept: run again to go on)")
+        first = f"{len(failed)} of {len(missing)} stages failed; first {path}: {reason}"
+        raise StageFailed(f"{first} (finished work is kept: run again to go on)")
     return ran
 
 

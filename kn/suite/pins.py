@@ -25,12 +25,10 @@ def compare_pins(requirements: Path) -> tuple[list[str], list[str]]:
             continue
         name, pinned = pin.strip().split("==")
         try:
-            installed = version(name)
+            if (installed := version(name)).split("+")[0] != pinned:
+                different.append(f"{name} {installed} (pinned {pinned})")
         except PackageNotFoundError:
             missing.append(name)
-            continue
-        if installed.split("+")[0] != pinned:
-            different.append(f"{name} {installed} (pinned {pinned})")
     return missing, different
 
 
@@ -44,8 +42,8 @@ def _applies(marker: str) -> bool:
 
 def describe_differences(different: list[str]) -> str:
     """One line for packages of other versions than the pinned ones."""
-    count = f"{len(different)} packages differ from the pins"
-    return f"{count}, so the corpus and the numbers may too: {', '.join(different[:5])}"
+    names = ", ".join(different[:5])
+    return f"{len(different)} packages differ from the pins, so the corpus and the numbers may too: {names}"
 
 
 def main(requirements: Path) -> int:

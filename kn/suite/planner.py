@@ -24,7 +24,7 @@ TASKS = tuple(glue.TASKS)
 ROWS = ("teacher", "baseline", "baseline_kd", "student", "student_ilkd")  # of Tables 5 and 6
 OBJECTIVES = ("lm", "kd", "lm_kd")  # of Table 7's light pre-training
 GLUE_METHODS = {"baseline_kd": "vanilla", "student_ilkd": "ilkd"}  # other rows: without a teacher
-METHOD_READINGS = {  # fields of Readings that a method depends on; the others stay out of its stages' keys
+DISTILLATION_READINGS = {  # fields of Readings that a loss depends on; the others stay out of stage keys
     "none": (),
     "vanilla": ("kd_weight", "temperature"),
     "ilkd": ("direction", "hidden_point", "logit_term", "temperature"),
@@ -61,13 +61,8 @@ def glue_row(start: str, share: float) -> str:
 
 
 def make_stage(
-    kind: str,
-    fields: dict[str, Any],
-    settings: dict[str, Any],
-    inputs: tuple[Stage, ...],
-    amount: Amount,
-    version: int = 1,
-    resources: dict | None = None,
+    kind: str, settings: dict[str, Any], inputs: tuple[Stage, ...], amount: Amount, version: int = 1,
+    resources: dict[str, Any] | None = None, **fields: Any,
 ) -> Stage:
     """A Stage with its settings and resources as canonical JSON."""
     canonical, hardware = json.dumps(settings, sort_keys=True), json.dumps(resources or {})
@@ -87,21 +82,18 @@ class StagePlanner:
         blocks, head = 12 * model.layers * model.width**2, model.vocabulary * model.width
         self.forward_flops = {"lm": 2 * (blocks + head), "glue": 2 * blocks}  # of the teacher, per token
 
-    # ------------------------------------------------------------ settings and amounts
-
-    def training_settings(self, training: Training, method: str = "ilkd", /, **more) -> dict:
-        """Hyper-parameters, the readings that the method depends on, and precision of a training."""
-        readings = Readings(**{key: getattr(self.profile.readings, key) for key in METHOD_READINGS[method]})
-        settings = {"training": asdict(training), "readings": asdict(readings), "precision": self.precision}
-        return {**settings, **more}
+    def training_settings(self, training: Training, distillation: str = "ilkd", **more) -> dict:
+        """Hyper-parameters, the readings that "none", "vanilla" or "ilkd" depends on, and precision."""
+        read = {key: getattr(self.profile.readings, key) for key in DISTILLATION_READINGS[distillation]}
+        settings = {"training": asdict(training), "readings": asdict(Readings(**read))}
+        return {**settings, "precision": self.precision, **more}
 
     def glue_settings(self, method: str, **more) -> dict:
         """Settings of a fine-tuning on GLUE by "none", "vanilla" or "ilkd"."""
         p = self.profile
         more |= {"mirror": "gpt2"} if self.from_mirror else {"assets": p.assets}
-        return self.training_settings(
-            p.finetune_glue, method, method=method, max_length=p.glue.max_length, **more
-        )
+        more |= {"method": method, "max_length": p.glue.max_length}
+        return self.training_settings(p.finetune_glue, method, **more)
 
     def calibration_settings(self) -> dict:
         """Settings of a stage that reads calibration text."""
@@ -112,9 +104,9 @@ class StagePlanner:
         try:
             return {"mirror": digest(mirror_folder(), items)}
         except SourceError:
-            if self.without_mirror:
-                return {"mirror": {}}
-            raise
+            if not self.without_mirror:
+                raise
+            return {"mirror": {}}
 
     def light_pretraining(self, start: str, share: float) -> Training:
         """Table 3's training at the learning rate of a start (or a low-rank or narrow model) and share."""
@@ -126,7 +118,7 @@ class StagePlanner:
         self, training: Training, corpus: str, step_flops: float, evaluation: float = 0.0, share: float = 1
     ) -> Amount:
         """Cost of a training on a share of "sample" or "wiki"; step_flops: per FLOP of the forward pass."""
-        batch = training.batch_size * self.profile.model.context
+        batch = training.batch_size * self.profile.model.context  # tokens
         tokens = training.max_steps * batch or training.epochs * self.token_estimates[corpus]
         flops = self.forward_flops["lm"] * step_flops * share * tokens + evaluation
         return Amount(flops, math.ceil(share * math.ceil(tokens / batch)), share * tokens)
@@ -139,7 +131,9 @@ class StagePlanner:
         flops = self.forward_flops["glue"] * row * (step_flops * rows + dev + test) + 3e10
         return Amount(flops, math.ceil(rows / training.batch_size), rows * row)
 
-    # ------------------------------------------------------------ text, tasks and pretrained models
+    def training_stage(self, kind: str, settings: dict, inputs: tuple, amount: Amount, **fields) -> Stage:
+        """A stage whose record tells the hardware settings it was trained with."""
+        return make_stage(kind, settings, inputs, amount, resources=self.resources, **fields)
 
     @functools.cached_property
     def corpus(self) -> Stage:
@@ -151,7 +145,7 @@ class StagePlanner:
             settings["text"] = {name: settings["text"][name] for name in names}
             settings |= self.mirror_settings("gpt2", "wikitext", "openwebtext")
             tokens = self.token_estimates["sample"] + self.token_estimates["wiki"]
-            return make_stage("corpus", {}, settings, (), Amount(0.0, tokens=tokens))
+            return make_stage("corpus", settings, (), Amount(0.0, tokens=tokens))
         settings["assets"] = assets
         if assets:
             asset_digest(ASSETS / assets / "tokenizer")
@@ -160,10 +154,10 @@ class StagePlanner:
         if text.file:
             settings["text"]["file"] = corpus_file_digest(text.file)
             resources = {"file": str(Path(text.file).absolute())}
-            return make_stage("corpus", {}, settings, (), Amount(5e11), resources=resources)
+            return make_stage("corpus", settings, (), Amount(5e11), resources=resources)
         del settings["text"]["file"]
         settings["pins"] = package_versions(text.web + text.wiki)
-        return make_stage("corpus", {}, settings, (), Amount(2.1e12))
+        return make_stage("corpus", settings, (), Amount(2.1e12))
 
     @functools.cached_property
     def glue_tasks(self) -> Stage:
@@ -171,15 +165,15 @@ class StagePlanner:
         p = self.profile.glue
         if self.from_mirror:
             settings = {"tasks": list(p.sizes), "limit": p.limit, **self.mirror_settings("glue")}
-            return make_stage("glue", {}, settings, (), Amount(1e13))
-        settings = {"sizes": p.sizes, "seed": p.seed}
-        return make_stage("twins", {}, settings, (self.corpus,), Amount(2.7e11), version=3)
+            return make_stage("glue", settings, (), Amount(1e13))
+        twins = {"sizes": p.sizes, "seed": p.seed}
+        return make_stage("twins", twins, (self.corpus,), Amount(2.7e11), version=3)
 
     @functools.cached_property
     def shapes(self) -> Stage:
         """Table 1's shapes and parameter counts, of models built at mini's and at the paper's size."""
         settings = {"model": asdict(self.profile.model), "compression": asdict(self.profile.compression)}
-        return make_stage("shapes", {}, settings, (), Amount(3e10))
+        return make_stage("shapes", settings, (), Amount(3e10))
 
     @functools.cached_property
     def teacher(self) -> Stage:
@@ -188,30 +182,27 @@ class StagePlanner:
 
     def pretrained(self, model: str) -> Stage:
         """The "teacher" or the "baseline": from the mirror, committed, or trained within the run."""
-        p = self.profile
-        settings: dict[str, Any] = {"precision": self.precision}
+        p, settings = self.profile, dict[str, Any](precision=self.precision)
         inputs: tuple[Stage, ...] = (self.corpus,)
         if self.from_mirror:
             name = {"teacher": "gpt2", "baseline": "distilgpt2"}[model]
             settings |= {"name": name, **self.mirror_settings(name)}
-            return make_stage("pretrained", {"model": model}, settings, inputs, Amount(1e14))
+            return make_stage("pretrained", settings, inputs, Amount(1e14), model=model)
         if p.assets:
             settings |= {"assets": p.assets, "digest": asset_digest(ASSETS / p.assets / model)}
-            return make_stage("pretrained", {"model": model}, settings, inputs, Amount(5e11))
+            return make_stage("pretrained", settings, inputs, Amount(5e11), model=model)
         recipe = replace(p.teacher if model == "teacher" else p.baseline, precision=self.precision)
         inputs += () if model == "teacher" else (self.teacher,)
         tokens = recipe.steps * recipe.batch * p.model.context
         amount = Amount(STEP_FLOPS["lm"] * self.forward_flops["lm"] * tokens, recipe.steps, tokens)
         settings |= {"recipe": asdict(recipe), "model": asdict(p.model)}
-        return make_stage("pretrained", {"model": model}, settings, inputs, amount)
-
-    # ------------------------------------------------------------ compressed models, light pre-training
+        return make_stage("pretrained", settings, inputs, amount, model=model)
 
     @functools.cached_property
     def decompose(self) -> Stage:
         """The SVD start: nearest Kronecker products of the teacher's matrices (eq. 1)."""
         settings = {"compression": asdict(self.profile.compression), "precision": self.precision}
-        return make_stage("decompose", {}, settings, (self.teacher, self.corpus), Amount(9e11), version=2)
+        return make_stage("decompose", settings, (self.teacher, self.corpus), Amount(9e11), version=2)
 
     def pretrain(self, on: str, objective: str, seed: int) -> Stage:
         """Light pre-training of the SVD start on "web" (Table 3) or "wiki" (Table 7); see OBJECTIVES."""
@@ -221,7 +212,7 @@ class StagePlanner:
         amount = self.lm_amount(training, corpus, STEP_FLOPS["lm_ilkd" if distils else "lm"], 1e11)
         settings = self.training_settings(training, "ilkd" if distils else "none")
         fields = {"on": on, "objective": objective, "seed": seed}
-        return make_stage("pretrain", fields, settings, inputs, amount, resources=self.resources)
+        return self.training_stage("pretrain", settings, inputs, amount, **fields)
 
     def aligned(self, seed: int) -> Stage:
         """The aligned start of beyond_alignment, and the teacher in its basis."""
@@ -229,7 +220,7 @@ class StagePlanner:
         compression = {**asdict(p.compression), "init": "aligned"}
         settings = {"compression": compression, **self.calibration_settings()}
         flops = 30 * self.forward_flops["lm"] * p.beyond.calibration * p.model.context + 3e11
-        return make_stage("aligned", {"seed": seed}, settings, (self.teacher, self.corpus), Amount(flops))
+        return make_stage("aligned", settings, (self.teacher, self.corpus), Amount(flops), seed=seed)
 
     def light_pretrained(self, start: str, share: float, seed: int) -> Stage:
         """The model of beyond_alignment after a share of the light pre-training; share 0 is the start."""
@@ -241,8 +232,7 @@ class StagePlanner:
         amount = self.lm_amount(training, "sample", STEP_FLOPS["lm_ilkd"], 1e11, share)
         inputs = (self.corpus, self.light_pretrained(start, 0, seed), self.teacher)
         settings = self.training_settings(training)
-        fields = {"start": start, "share": share, "seed": seed}
-        return make_stage("heal", fields, settings, inputs, amount, resources=self.resources)
+        return self.training_stage("heal", settings, inputs, amount, start=start, share=share, seed=seed)
 
     def compressed(self, method: str, spec: dict, seed: int) -> Stage:
         """One model of beyond_compression, evaluated before and after a short pre-training.
@@ -266,9 +256,7 @@ class StagePlanner:
         settings = self.training_settings(training) | self.calibration_settings()
         settings |= {"compression": compression, "share": share, "keep_model": keep_model}
         fields = {"method": method, "spec": "-".join(f"{k}_{v}" for k, v in spec.items()), "seed": seed}
-        return make_stage("compressed", fields, settings, inputs, amount, resources=self.resources)
-
-    # ------------------------------------------------------------ fine-tuning
+        return self.training_stage("compressed", settings, inputs, amount, **fields)
 
     def initial_model(self, row: str, seed: int) -> Stage:
         """The model that a row of Tables 4-7, or of beyond_alignment ("aligned@0.1"), is fine-tuned from."""
@@ -286,8 +274,7 @@ class StagePlanner:
         inputs = (self.corpus, self.initial_model(model, seed), *((self.teacher,) if ilkd else ()))
         amount = self.lm_amount(training, "wiki", {"teacher": 3, "baseline": 2, "student": 2.7}[model])
         settings = self.training_settings(training, "ilkd" if ilkd else "none", ilkd=ilkd)
-        fields = {"model": model, "seed": seed}
-        return make_stage("finetune_lm", fields, settings, inputs, amount, resources=self.resources)
+        return self.training_stage("finetune_lm", settings, inputs, amount, model=model, seed=seed)
 
     def finetune_glue(self, row: str, task: str, seed: int) -> Stage:
         """One task of a row of Tables 5 and 6, of an arm of Table 7, or of a model of beyond_alignment."""
@@ -298,16 +285,15 @@ class StagePlanner:
         step_flops = STEP_FLOPS["glue_ilkd" if method == "ilkd" else "glue"]
         amount = self.glue_amount(task, step_flops * (0.6 if row.startswith("baseline") else 1.0))
         settings = self.glue_settings(method, keep_model=row == "teacher")
-        fields = {"row": row, "task": task, "seed": seed}
-        return make_stage("finetune_glue", fields, settings, inputs, amount, resources=self.resources)
+        return self.training_stage("finetune_glue", settings, inputs, amount, row=row, task=task, seed=seed)
 
     def shortcut_check(self, task: str, check: str) -> Stage:
         """A teacher with random weights, or that sees one sentence of two: how far a task can be guessed."""
         settings, amount = self.glue_settings("none"), self.glue_amount(task, STEP_FLOPS["glue"])
-        fields = {"task": task, "check": check, "seed": 0}
-        return make_stage("twin_check", fields, settings, (self.glue_tasks, self.teacher), amount)
+        inputs = (self.glue_tasks, self.teacher)
+        return make_stage("twin_check", settings, inputs, amount, task=task, check=check, seed=0)
 
     def score(self, row: str, tasks: tuple[str, ...], seed: int) -> Stage:
         """Table 6: the submission files of a row, and their scores where test labels are known."""
         inputs = (self.glue_tasks, *(self.finetune_glue(row, task, seed) for task in tasks))
-        return make_stage("score", {"row": row, "seed": seed}, {}, inputs, Amount(1e9))
+        return make_stage("score", {}, inputs, Amount(1e9), row=row, seed=seed)

@@ -40,13 +40,13 @@ def switched_stages(
             arms = ("none", "lm_kd") if "mnli" in tasks else ()
             stages += [planner.finetune_glue(f"ablation_{arm}", "mnli", seed) for arm in arms]
             continue
-        if field != "table4_ilkd":
-            objectives = ("lm", "lm_kd") if part == "compression" else ("lm_kd",)
-            stages.append(planner.pretrain("web", "lm_kd", seed))
-            stages += [planner.pretrain("wiki", objective, seed) for objective in objectives]
+        if field == "table4_ilkd":
+            stages.append(planner.finetune_lm("student", seed))
+            continue
+        objectives = ("lm", "lm_kd") if part == "compression" else ("lm_kd",)
+        stages.append(planner.pretrain("web", "lm_kd", seed))
+        stages += [planner.pretrain("wiki", objective, seed) for objective in objectives]
         stages.append(planner.finetune_lm("student", seed))
-        if field != "table4_ilkd":
-            rows = ("student", "student_ilkd")
-            chosen = [task for task in profile.ledger.tasks if task in tasks]
-            stages += [planner.finetune_glue(row, task, seed) for row in rows for task in chosen]
+        chosen = [task for task in profile.ledger.tasks if task in tasks]
+        stages += [planner.finetune_glue(row, t, seed) for row in ("student", "student_ilkd") for t in chosen]
     return stages

@@ -15,16 +15,12 @@ from kn.suite.profiles import load
 from kn.suite.readings import SWITCHES, switched_stages
 from kn.suite.store import Stage, Store, StoreError
 
-READ_ONLY = "KN_READ_ONLY"  # set for the notebooks of a run: what is made, and by how many processes, is decided once
+READ_ONLY = "KN_READ_ONLY"  # set for the notebooks of a run: they read finished stages and make none
 
 
 def make_records(
-    profile: str = "mini",
-    tables: Sequence[int | str] = TABLES,
-    seeds: int = 1,
-    only: Sequence[str] | None = None,
-    overrides: tuple[str, ...] = (),
-    jobs: int | None = None,
+    profile: str = "mini", tables: Sequence[int | str] = TABLES, seeds: int = 1,
+    only: Sequence[str] | None = None, overrides: tuple[str, ...] = (), jobs: int | None = None,
 ) -> list[dict]:
     """Records of the stages that the tables read; missing stages are run. `only` restricts the GLUE tasks.
 
@@ -37,10 +33,9 @@ def make_records(
     stages, read = plan_stages(settings, list(tables), seeds, tuple(only) if only else TASKS)
     store = Store().open()
     if os.environ.get(READ_ONLY) and (missing := launch.missing_stages(stages, store)):
-        raise StoreError(
-            f"{len(missing)} of {len(stages)} stages are missing, first {next(iter(missing))}: "
-            "they failed or were stopped, see what ./run_all.sh said; run it again to make them"
-        )
+        first = f"{len(missing)} of {len(stages)} stages are missing, first {next(iter(missing))}"
+        remedy = "they failed or were stopped, see what ./run_all.sh said; run it again to make them"
+        raise StoreError(f"{first}: {remedy}")
     launch.run(stages, store, jobs=jobs)
     return records(store, read)
 
@@ -51,16 +46,11 @@ def records(store: Store, stages: list[Stage]) -> list[dict]:
     $KN_GLUE_SCORES names a file of the GLUE server's scores, which take the place of our own.
     """
     found = [store.record(stage) for stage in stages]
-    scores = {
-        (record["fields"]["row"], record["fields"]["seed"]): record["metrics"]["tasks"]
-        for record in found
-        if record["stage"] == "score"
-    }
+    scores = {(stage["row"], stage["seed"]): record["metrics"]["tasks"]
+              for stage, record in zip(stages, found, strict=True) if stage.kind == "score"}
     if file := os.environ.get("KN_GLUE_SCORES"):
-        scores = {
-            key: {task: {"headline": value} for task, value in values.items()}
-            for key, values in glue_submission.read_scores(file, ROWS).items()
-        }
+        scores = {key: {task: {"headline": value} for task, value in values.items()}
+                  for key, values in glue_submission.read_scores(file, ROWS).items()}
     for record in found:
         fields = record["fields"]
         if record["stage"] == "twin_check":
@@ -72,27 +62,19 @@ def records(store: Store, stages: list[Stage]) -> list[dict]:
 
 
 def switched_records(
-    profile: str = "mini",
-    seeds: int = 1,
-    only: Sequence[str] | None = None,
-    overrides: tuple[str, ...] = (),
+    profile: str = "mini", seeds: int = 1, only: Sequence[str] | None = None, overrides: tuple[str, ...] = ()
 ) -> dict[str, list[dict]]:
     """{switched reading: records of its finished stages}; make_records(tables=["claims"]) makes them."""
     settings, store = load(profile, overrides or environment_overrides()), Store()
-    found = {}
-    for name in SWITCHES:
-        stages = switched_stages(settings, name, range(seeds), tuple(only or TASKS))
-        if finished := [stage for stage in stages if store.has(stage)]:
-            found[name] = records(store, finished)
-    return found
+    stages = {name: switched_stages(settings, name, range(seeds), tuple(only or TASKS)) for name in SWITCHES}
+    found = {name: records(store, list(filter(store.has, planned))) for name, planned in stages.items()}
+    return {name: finished for name, finished in found.items() if finished}
 
 
 def command(record: dict, profile: str) -> str:
     """The ./run_all.sh command that makes the stage of a record and its inputs."""
     fields = record["fields"]
-    parts = ["./run_all.sh"]
-    if profile != "mini":
-        parts.append(f"--profile {profile}")
+    parts = ["./run_all.sh"] + [f"--profile {profile}"] * (profile != "mini")
     parts.append(f"--only {'claims' if 'reading' in fields else table_of(record['stage'], fields)}")
     if fields.get("seed"):
         parts.append(f"--seeds {fields['seed'] + 1}")

@@ -6,6 +6,7 @@ size with random weights, by the same code as a real run, and the speed of the t
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 
 from kn.files import ASSETS, PACKAGE, json_sha256, write_atomic
 from kn.suite.cost import CostError
-from kn.suite.devices import cores, cpu_name, gpus, peak_bytes
+from kn.suite.devices import cpu_name, gpus, peak_bytes
 from kn.suite.planner import STEP_FLOPS
 from kn.suite.settings import Model, Profile, Readings, Training
 from kn.suite.store import Store
@@ -30,12 +31,11 @@ CPU_FLOPS = 1e11  # a step on a CPU is cut to about this much: the paper's sizes
 
 def timing_request(profile: Profile, precision: str) -> dict:
     """Everything that the answer of the timing run depends on."""
-    hardware = {**asdict(profile.hardware), "processes": 1}
     batches = {"lm": profile.pretrain.batch_size, "glue": profile.finetune_glue.batch_size}
     return {
-        "model": asdict(profile.model), "compression": asdict(profile.compression), "hardware": hardware,
-        "batches": batches, "precision": precision, "device": (gpus() or [cpu_name()])[0],
-        "version": 1,  # of the timing run's code
+        "model": asdict(profile.model), "compression": asdict(profile.compression), "batches": batches,
+        "hardware": {**asdict(profile.hardware), "processes": 1}, "precision": precision,
+        "device": (gpus() or [cpu_name()])[0], "version": 1,  # of the timing run's code
     }
 
 
@@ -48,7 +48,7 @@ def measured_timing(profile: Profile, precision: str, store: Store) -> dict:
     """Timing of the profile's trainings, measured now or kept in the store; CostError where the run fails.
 
     {"seconds", "flops", "tokens": {kind: of a step}, "bytes": {model: of its file}, "tokenized": tokens per
-    second, "peak_bytes", "device", "cores"}
+    second, "peak_bytes", "device"}
     """
     request = timing_request(profile, precision)
     file = timing_file(request, store)
@@ -57,8 +57,8 @@ def measured_timing(profile: Profile, precision: str, store: Store) -> dict:
     command = [sys.executable, "-m", "kn.suite.timing", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        errors = done.stderr.strip().splitlines()
-        reason = errors[-1] if errors else f"it ended with status {done.returncode}, killed or out of memory"
+        killed = f"it ended with status {done.returncode}, killed or out of memory"
+        reason = (done.stderr.strip().splitlines() or [killed])[-1]
         remedy = "a smaller model or batch is chosen with --set model.… and --set pretrain.batch_size=…"
         raise CostError(f"the timing run failed: {reason} ({remedy})")
     timing = json.loads(done.stdout.splitlines()[-1])
@@ -83,7 +83,7 @@ def load_timing(file: Path) -> dict | None:
 def measure(request: dict) -> dict:
     """Time STEPS steps of each kind of training; see `measured_timing`."""
     import torch
-    from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+    from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
     from kn.compression import compress
     from kn.models.config import KroneckerSpec
@@ -109,48 +109,39 @@ def measure(request: dict) -> dict:
         if not on_gpu and token_flops * batch * length > CPU_FLOPS:
             length = min(length, 64)
             batch = max(1, round(CPU_FLOPS / token_flops / length))
-        rows = torch.randint(0, model.vocabulary, (STEPS * batch, length))
         started: list[float] = []
 
-        def collate(items, rows=rows, started=started, is_lm=is_lm):
+        def collate(items, started=started, is_lm=is_lm):
             if on_gpu:
                 torch.cuda.synchronize()
             started.append(time.monotonic())
-            ids = torch.stack([rows[i] for i in items])
+            ids = torch.stack(items)
             if is_lm:
                 return {"input_ids": ids, "labels": ids}
             return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
 
         training = asdict(Training(batch_size=batch, learning_rate=1e-5, epochs=1, max_steps=STEPS))
         settings = {"training": training, "readings": asdict(Readings()), "precision": request["precision"]}
-        guide, data = None if method == "none" else teacher, list(range(len(rows)))
-        checkpointing = {"checkpointing": hardware["checkpointing"]}
-        distillation = distillation_config(settings, method)
+        rows = list(torch.randint(0, model.vocabulary, (STEPS * batch, length)))
         with tempfile.TemporaryDirectory() as scratch:
             run_training(
-                student, data, collate, Path(scratch), settings, 0, distillation, guide, checkpointing
+                student, rows, collate, Path(scratch), settings, 0, distillation_config(settings, method),
+                None if method == "none" else teacher, {"checkpointing": hardware["checkpointing"]},
             )
-        steps = [end - start for start, end in zip(started, started[1:], strict=False)]
+        steps = [end - start for start, end in itertools.pairwise(started)]
         timing["seconds"][kind] = statistics.median(steps[1:])
         timing["tokens"][kind] = batch * length
         timing["flops"][kind] = token_flops * batch * length
         if is_lm:
             sizes = {"teacher": 4 * teacher.num_parameters(), "student": 4 * student.num_parameters()}
             timing["bytes"] = {**sizes, "baseline": sizes["teacher"] - 4 * (blocks // 2)}
-    timing["tokenized"] = _tokens_per_second()
-    timing["peak_bytes"] = torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()
-    return {**timing, "device": request["device"], "cores": cores()}
-
-
-def _tokens_per_second() -> float:
-    """Speed of a byte-pair tokenizer on this repository's own text."""
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "mini" / "tokenizer", local_files_only=True)
     texts = [path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))]
-    started = time.monotonic()
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return sum(map(len, ids)) / (time.monotonic() - started)
+    start = time.monotonic()
+    tokens = sum(map(len, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]))
+    timing["tokenized"] = tokens / (time.monotonic() - start)
+    timing["peak_bytes"] = torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()
+    return {**timing, "device": request["device"]}
 
 
 if __name__ == "__main__":

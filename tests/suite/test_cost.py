@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import TIMED
 
-from kn.suite import cost, profiles, timing
+from kn.suite import cost, devices, profiles, timing
 from kn.suite.plan import plan_stages
 from kn.suite.store import Store
 
@@ -63,7 +63,7 @@ def test_the_plan_says_what_it_costs(tmp_path):
 
 def test_a_disk_that_is_too_small_is_found_before_anything_runs(tmp_path, monkeypatch):
     cost.check_disk_space(PLAN, Store(tmp_path), {**TIMED, "bytes": dict.fromkeys(TIMED["bytes"], 0)})
-    monkeypatch.setattr(cost.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5e9}))
+    monkeypatch.setattr(devices.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5e9}))
     with pytest.raises(
         cost.CostError,
         match=r"^8\.8 GB will be written to .*, 5.0 GB are free there: make room, or .* KN_HOME=…$",

@@ -4,7 +4,7 @@ from collections import namedtuple
 
 import pytest
 
-from kn.suite import doctor
+from kn.suite import devices, doctor
 
 
 def test_a_sound_machine_has_no_error(tmp_path, monkeypatch, capsys):
@@ -46,7 +46,7 @@ def test_missing_and_other_packages(tmp_path):
 
 
 def test_too_little_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(10**8))
+    monkeypatch.setattr(devices.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(10**8))
     kind, text = doctor.check_disk("mini", tmp_path / "not" / "there")
     assert kind == "error" and "0.1 GB free" in text and "KN_HOME" in text
 
@@ -63,6 +63,7 @@ def test_assets_and_mirror(tmp_path, monkeypatch, what, message):
         (tmp_path / "mini" / "SHA256SUMS").write_text("")
         (tmp_path / "mirror" / "mirror.json").write_text("[")
     monkeypatch.setattr(doctor, "ASSETS", tmp_path)
-    findings = doctor.check_assets() + doctor.check_mirror(tmp_path / "mirror")
+    findings = [doctor.check_asset(name) for name in ("teacher", "baseline", "tokenizer")]
+    findings += doctor.check_mirror(tmp_path / "mirror")
     assert len(findings) == 4 and all(kind == "error" and message in text for kind, text in findings)
     assert "git checkout" in findings[0][1] and "python -m kn mirror" in findings[-1][1]

@@ -41,7 +41,7 @@ def kn(*arguments, home, timeout=300, **environment):
     ("arguments", "message"),
     [
         (["--profile", "huge"], "profile 'huge' is unknown: allowed are mini, midi, paper, test"),
-        (["--only", "9"], "table 9 does not exist: allowed are 1 to 7, beyond, claims"),
+        (["--only", "9"], "table 9 does not exist: allowed are 1 to 7, beyond and claims, as in --only 4,5,beyond"),
         (
             ["--only", "4,below"],
             "'4,below' is not a list of table numbers: allowed are 1 to 7, beyond and claims, as in "
