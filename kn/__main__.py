@@ -3,8 +3,6 @@
 Exit status: 0 done, 1 a stage or notebook failed, 2 an error in the call or the environment (one line).
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
@@ -14,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 try:
+    from kn.data import documentation, glue_submission, mirror
     from kn.data.hub import SourceError
     from kn.files import PROJECT_ROOT
-    from kn.suite import cost, devices, executors, launch, profiles, timing
+    from kn.report import compare, notebooks, publish
+    from kn.suite import cost, devices, doctor, executors, launch, profiles, timing
     from kn.suite.plan import BEYOND, NOTEBOOKS, TABLES, plan_stages
     from kn.suite.planner import ROWS
     from kn.suite.run import report_folder
@@ -29,7 +29,6 @@ except ModuleNotFoundError as error:  # a wheel holds the method alone
     sys.exit(2)
 
 TITLE = "Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression'; writes reports/<profile>/."
-FOLDER_VARIABLES = ("KN_HOME", "KN_REPORTS", "KN_MIRROR")
 FORMER_NAMES = {"rebuild": "pretrain-mini", "corpus": "export-corpus"}
 ERROR_STATUS: dict[type[BaseException], int] = {
     launch.StageFailed: 1, ValueError: 2, StoreError: 2, SourceError: 2, cost.CostError: 2,
@@ -39,12 +38,8 @@ ERROR_STATUS: dict[type[BaseException], int] = {
 
 def run(options: argparse.Namespace) -> int:
     """Make the missing stages, then the report; or print the plan. ValueError for options that do not fit."""
-    from kn.suite import doctor
-
     profile = profiles.load(options.profile, tuple(options.set))
     if options.glue_scores:
-        from kn.data import glue_submission
-
         if profile.source != "mirror":
             reason = f"{profile.name} scores its test sets itself"
             raise ValueError(f"--glue-scores is for the paper profile: {reason}")
@@ -70,8 +65,6 @@ def run(options: argparse.Namespace) -> int:
             if kind != "ok":
                 print(f"{kind}: {text}")
         return 0
-    from kn.report import notebooks
-
     os.environ["KN_SET"] = "\n".join(options.set)
     cost.check_disk_space(stages, store, speed)
     status, runner = 0, notebooks.NotebookRunner(profile.name, options.only, options.seeds, store)
@@ -86,15 +79,11 @@ def run(options: argparse.Namespace) -> int:
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Print whatever would stop a run."""
-    from kn.suite import doctor
-
     return doctor.main(profiles.load(options.profile).name)
 
 
 def fetch_mirror(options: argparse.Namespace) -> None:
     """Fetch the hub's models and data into a folder."""
-    from kn.data import mirror
-
     mirror.make(options.folder)
     if options.wheels:
         mirror.wheels(options.folder, PROJECT_ROOT / "requirements.txt")
@@ -102,8 +91,6 @@ def fetch_mirror(options: argparse.Namespace) -> None:
 
 def export_corpus(options: argparse.Namespace) -> None:
     """Write the documentation corpus to a file; ValueError for a path that cannot be one."""
-    from kn.data import documentation
-
     file, text = options.file, profiles.load(options.profile, tuple(options.set)).text
     if not str(file).isprintable() or file.is_dir() or not file.parent.is_dir():
         raise ValueError(f"export-corpus {str(file)!r}: a file in an existing folder is needed")
@@ -115,24 +102,19 @@ def export_corpus(options: argparse.Namespace) -> None:
 def pretrain_mini(options: argparse.Namespace) -> int:
     """Train mini's committed teacher and baseline again; ValueError where --extra is no folder."""
     from kn.suite.pretrain_mini import rebuild
-
     if options.extra and not options.extra.is_dir():
         raise ValueError(f"--extra {options.extra} is no folder: give one that holds unpacked packages")
     return rebuild(Store().open(), options.extra)
 
 
-def compare(options: argparse.Namespace) -> None:
+def compare_reports(options: argparse.Namespace) -> None:
     """Print which cells of two reports agree."""
-    from kn.report.compare import compare_reports
-
-    print(compare_reports(options.report, options.reference))
+    print(compare.compare_reports(options.report, options.reference))
 
 
-def publish(options: argparse.Namespace) -> None:
+def publish_report(options: argparse.Namespace) -> None:
     """Copy a finished report into reports/published."""
-    from kn.report.publish import publish as publish_report
-
-    print(publish_report(options.report))
+    print(publish.publish(options.report))
 
 
 def table_list(text: str) -> list[int | str]:
@@ -152,8 +134,7 @@ def table_list(text: str) -> list[int | str]:
 def count(text: str) -> int:
     """An integer from 1 to 999, of seeds or processes; ArgumentTypeError for anything else."""
     if not re.fullmatch(r"0*[1-9]\d{0,2}", text, re.ASCII):
-        reason = f"{text[:40]!r} is not a whole number of at least 1 and at most 999"
-        raise argparse.ArgumentTypeError(reason)
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 1 and at most 999")
     return int(text)
 
 
@@ -224,8 +205,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command = add_command("pretrain-mini", pretrain_mini, "train mini's committed models again")
     text = "a folder of unpacked packages whose documentation joins the teacher's text"
     command.add_argument("--extra", type=Path, metavar="DIR", help=text)
-    add_command("compare", compare, "compare two reports cell by cell", report="DIR", reference="DIR")
-    add_command("publish", publish, "make a finished report the committed one", report="DIR")
+    add_command("compare", compare_reports, "compare two reports cell by cell", report="DIR", reference="DIR")
+    add_command("publish", publish_report, "make a finished report the committed one", report="DIR")
     first = FORMER_NAMES.get(arguments[0], arguments[0]) if arguments else "run"
     if first in commands.choices or first in ("-h", "--help"):
         return top.parse_args([first, *arguments[1:]])
@@ -250,7 +231,7 @@ def describe_error(error: BaseException) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line; returns its exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    for name in FOLDER_VARIABLES:  # workers and notebooks run in other folders
+    for name in ("KN_HOME", "KN_REPORTS", "KN_MIRROR"):  # workers and notebooks run in other folders
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).absolute())
     try:

@@ -1,7 +1,5 @@
 """Paths of the checkout, SHA-256 digests, atomic writes and safe paths, for every room."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

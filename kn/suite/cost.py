@@ -1,8 +1,8 @@
 """Cost of a plan on this machine: steps, tokens, FLOPs, hours, disk and memory, scaled from a timing run."""
 
-from __future__ import annotations
-
 import json
+
+from tqdm import tqdm
 
 from kn.suite.devices import free_bytes, worker_count
 from kn.suite.store import Stage, Store
@@ -67,9 +67,9 @@ def describe_plan(stages: list[Stage], store: Store, timing: dict, jobs: int | N
         missing = [stage for stage in of_kind if not store.has(stage)]
         spent = sum(seconds(stage, timing) for stage in missing)
         total, disk = total + spent, disk + sum(disk_bytes(stage, timing) for stage in missing)
-        steps, tokens = sum(stage.steps for stage in missing), sum(stage.tokens for stage in missing)
-        flops, about = sum(stage.cost for stage in missing), _duration(spent) if missing else "-"
-        amounts = (f"{steps:,}" if steps else "-", _short(tokens), _short(flops), about)
+        steps, *totals = (sum(getattr(stage, name) for stage in missing) for name in ("steps", "tokens", "cost"))
+        sizes = (tqdm.format_sizeof(total) if total else "-" for total in totals)
+        amounts = (f"{steps:,}" if steps else "-", *sizes, _duration(spent) if missing else "-")
         lines.append(ROW.format(kind, len(of_kind) - len(missing), len(missing), *amounts))
     chain = critical_path(stages, store, timing)
     about = _duration(max(total / jobs, chain)) if total else "nothing"
@@ -91,11 +91,3 @@ def _duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60:,} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _short(number: float) -> str:
-    """1.2 M, 3.4 G; "-" for 0."""
-    for power, unit in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g} {unit}"
-    return f"{number:.3g}" if number else "-"

@@ -1,7 +1,5 @@
 """Processors, GPUs, precision and memory of this machine; imports nothing heavy: planning is quick."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re
@@ -27,7 +25,7 @@ def gpus() -> list[str]:
         return []
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     found = subprocess.run(query, capture_output=True, text=True)
-    names = found.stdout.strip().splitlines() if found.returncode == 0 else []
+    names = [] if found.returncode else found.stdout.strip().splitlines()
     return names[: len(visible.split(","))] if visible else names
 
 

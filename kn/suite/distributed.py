@@ -1,9 +1,4 @@
-"""One stage by several processes under torchrun; the files and metrics of rank 0 count.
-
-Transformers' Trainer reads torchrun's variables and splits each batch among the processes.
-"""
-
-from __future__ import annotations
+"""One stage by several processes under torchrun, among which transformers' Trainer splits each batch."""
 
 import json
 import os
@@ -54,7 +49,6 @@ def main(folder: Path, home: Path) -> None:
     import torch
 
     from kn.suite.work import WORK
-
     torch.set_num_threads(1)
     stage = Stage.from_json((folder / "stage.json").read_text())
     with tempfile.TemporaryDirectory() as scratch:

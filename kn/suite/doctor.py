@@ -1,7 +1,5 @@
 """`python -m kn doctor`: whatever would stop a run, found before hours are spent, each with its remedy."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -25,10 +23,9 @@ Finding = tuple[str, str]  # ("ok" | "warning" | "error", one line)
 
 def check_python() -> Finding:
     """The Python version."""
-    python = ".".join(map(str, sys.version_info[:2]))
-    if (3, 11) <= sys.version_info[:2] <= (3, 13):
-        return "ok", f"Python {python}"
-    return "warning", f"Python {python}: 3.11 to 3.13 are the tested ones"
+    python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+    tested = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return ("ok", python) if tested else ("warning", f"{python}: 3.11 to 3.13 are the tested ones")
 
 
 def check_pins(requirements: Path) -> Finding:

@@ -1,9 +1,4 @@
-"""Where stages run: worker processes of this machine, or Slurm jobs through submitit.
-
-An executor has `slots`, `submit(stages) -> {handle: stage}`, `wait(running)` and `close()`.
-"""
-
-from __future__ import annotations
+"""Executors of stages (`slots`, `submit`, `wait`, `close`): worker processes, or Slurm jobs by submitit."""
 
 import contextlib
 import ctypes
@@ -48,7 +43,6 @@ def run_stage(description: str, home: str) -> bool:
     import torch
 
     from kn.suite.work import WORK
-
     torch.set_num_threads(1)
     if not gc.get_freeze_count():
         gc.freeze()  # imported modules are never garbage: Trainer's collection takes 0.01 instead of 0.27 s
@@ -136,7 +130,6 @@ class Job:
     def checkpoint(self, *arguments: str):
         """Called by submitit when Slurm announces the end."""
         from submitit.helpers import DelayedSubmission
-
         return DelayedSubmission(self, *arguments)
 
 
@@ -146,7 +139,6 @@ class Submitit:
     def __init__(self, home: Path, options: dict | None = None, cluster="slurm", slots=1000, poll=5.0):
         """`options` are submitit's parameters, `poll` the seconds between two looks at the jobs."""
         import submitit
-
         logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns at every look without accounting
         os.environ.update({**WORKER_VARIABLES, **os.environ})
         self.slots, self.home, self.poll = slots, str(home), poll
@@ -165,7 +157,6 @@ class Submitit:
     def wait(self, running: dict) -> list[Result]:
         """Take the stages that ended out of `running`, at least one; a lost job gets RETRIES more tries."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
-
         ended: list[Result] = []
         while not (done := [handle for handle in running if handle.done()]):
             time.sleep(self.poll)

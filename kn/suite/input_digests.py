@@ -1,7 +1,5 @@
 """Digests of what stages read from outside the store: committed models, corpus files, installed packages."""
 
-from __future__ import annotations
-
 import functools
 import os
 from importlib.metadata import packages_distributions, version

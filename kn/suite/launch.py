@@ -1,7 +1,5 @@
 """Runs the missing stages of a plan in dependency order, longest chains first, by several workers."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable
 from graphlib import TopologicalSorter
@@ -70,7 +68,6 @@ class Scheduler:
 def progress_bar(stages: Iterable[Stage], stream: TextIO) -> Any:
     """A tqdm bar over the estimated FLOPs of the stages, in billions."""
     from tqdm import tqdm
-
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left{postfix}"
     total, interactive = round(sum(stage.cost for stage in stages) / 1e9), stream.isatty()
     return tqdm(
@@ -107,7 +104,8 @@ def run(
             for stage, result in executor.wait(running):
                 bar.update(round(stage.cost / 1e9))
                 if isinstance(result, BaseException):
-                    scheduler.finish(stage, _one_line(result))
+                    error = f"{type(result).__name__}: {str(result).strip()}"
+                    scheduler.finish(stage, error.splitlines()[0].removesuffix(": "))
                     continue
                 scheduler.finish(stage)
                 finished.add(stage.path)
@@ -115,8 +113,8 @@ def run(
                     ran.append(stage.path)
                 if on_progress:
                     on_progress(set(finished))
-    except WorkerDied as error:
-        raise StageFailed(str(error)) from None
+    except WorkerDied as died:
+        raise StageFailed(str(died)) from None
     finally:
         bar.close()
         executor.close()
@@ -125,9 +123,3 @@ def run(
         first = f"{len(failed)} of {len(missing)} stages failed; first {path}: {reason}"
         raise StageFailed(f"{first} (finished work is kept: run again to go on)")
     return ran
-
-
-def _one_line(error: BaseException) -> str:
-    """Type and first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,10 +1,7 @@
 """Installed packages compared with the exact pins of a requirements file; standard library alone.
 
-`python kn/suite/pins.py requirements.txt`, before anything is installed: exit status 0, with a warning where
-other versions are installed, or 1 and the names of missing packages that the code imports itself.
+`python kn/suite/pins.py requirements.txt`: exit status 1 where packages that kn imports itself are missing.
 """
-
-from __future__ import annotations
 
 import sys
 from importlib.metadata import PackageNotFoundError, version

@@ -1,7 +1,5 @@
 """The stages that each table needs, in an order in which every stage comes after its inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from kn.data import glue
@@ -73,10 +71,7 @@ def table_stages(
 
 
 def plan_stages(
-    profile: Profile,
-    tables: Sequence[int | str] = TABLES,
-    seeds: int = 1,
-    tasks: Sequence[str] = TASKS,
+    profile: Profile, tables: Sequence[int | str] = TABLES, seeds: int = 1, tasks: Sequence[str] = TASKS,
     without_mirror: bool = False,
 ) -> tuple[list[Stage], list[Stage]]:
     """(all stages in order, those whose records the tables read); ValueError for unknown tables or tasks.
@@ -87,9 +82,12 @@ def plan_stages(
         raise ValueError(f"seeds is {seeds!r}: an integer from 1 to 999 is needed")
     if unknown := [task for task in tasks if task not in TASKS]:
         raise ValueError(f"task {unknown[0]!r} is unknown: allowed are {', '.join(TASKS)}")
-    planner, tasks = StagePlanner(profile, without_mirror), tuple(tasks)
-    read: dict[str, Stage] = {}
-    ordered: dict[str, Stage] = {}
+    planner, tasks, ordered = StagePlanner(profile, without_mirror), tuple(tasks), dict[str, Stage]()
+    named = dict.fromkeys([*TABLES, *tables] if LEDGER in tables else tables)
+    read = {stage.path: stage for table in named if table != LEDGER
+            for stage in table_stages(planner, table, range(seeds), tasks)}
+    switched = [stage for name in SWITCHES if LEDGER in named
+                for stage in switched_stages(profile, name, range(seeds), tasks, without_mirror)]
 
     def add(stage: Stage) -> None:
         if stage.path not in ordered:
@@ -97,13 +95,6 @@ def plan_stages(
                 add(need)
             ordered[stage.path] = stage
 
-    for table in dict.fromkeys([*TABLES, *tables] if LEDGER in tables else tables):
-        if table == LEDGER:
-            for name in SWITCHES:
-                for stage in switched_stages(profile, name, range(seeds), tasks, without_mirror):
-                    add(stage)
-        else:
-            for stage in table_stages(planner, table, range(seeds), tasks):
-                read[stage.path] = stage
-                add(stage)
+    for stage in (*read.values(), *switched):
+        add(stage)
     return list(ordered.values()), list(read.values())

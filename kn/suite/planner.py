@@ -1,9 +1,4 @@
-"""The stages of one profile: kind, fields, settings, inputs and estimated FLOPs of each.
-
-Imports nothing heavy, so that planning is quick; the work of each kind is in kn.suite.work.
-"""
-
-from __future__ import annotations
+"""The stages of one profile: kind, fields, settings, inputs, estimated FLOPs (their work: kn.suite.work)."""
 
 import functools
 import json
@@ -95,10 +90,6 @@ class StagePlanner:
         more |= {"method": method, "max_length": p.glue.max_length}
         return self.training_settings(p.finetune_glue, method, **more)
 
-    def calibration_settings(self) -> dict:
-        """Settings of a stage that reads calibration text."""
-        return {"calibration": self.profile.beyond.calibration, "precision": self.precision}
-
     def mirror_settings(self, *items: str) -> dict:
         """Settings of a stage that reads these items of the mirror; SourceError where one is missing."""
         try:
@@ -185,17 +176,17 @@ class StagePlanner:
         p, settings = self.profile, dict[str, Any](precision=self.precision)
         inputs: tuple[Stage, ...] = (self.corpus,)
         if self.from_mirror:
-            name = {"teacher": "gpt2", "baseline": "distilgpt2"}[model]
+            name, amount = {"teacher": "gpt2", "baseline": "distilgpt2"}[model], Amount(1e14)
             settings |= {"name": name, **self.mirror_settings(name)}
-            return make_stage("pretrained", settings, inputs, Amount(1e14), model=model)
-        if p.assets:
+        elif p.assets:
+            amount = Amount(5e11)
             settings |= {"assets": p.assets, "digest": asset_digest(ASSETS / p.assets / model)}
-            return make_stage("pretrained", settings, inputs, Amount(5e11), model=model)
-        recipe = replace(p.teacher if model == "teacher" else p.baseline, precision=self.precision)
-        inputs += () if model == "teacher" else (self.teacher,)
-        tokens = recipe.steps * recipe.batch * p.model.context
-        amount = Amount(STEP_FLOPS["lm"] * self.forward_flops["lm"] * tokens, recipe.steps, tokens)
-        settings |= {"recipe": asdict(recipe), "model": asdict(p.model)}
+        else:
+            recipe = replace(p.teacher if model == "teacher" else p.baseline, precision=self.precision)
+            inputs += () if model == "teacher" else (self.teacher,)
+            tokens = recipe.steps * recipe.batch * p.model.context
+            amount = Amount(STEP_FLOPS["lm"] * self.forward_flops["lm"] * tokens, recipe.steps, tokens)
+            settings |= {"recipe": asdict(recipe), "model": asdict(p.model)}
         return make_stage("pretrained", settings, inputs, amount, model=model)
 
     @functools.cached_property
@@ -217,8 +208,8 @@ class StagePlanner:
     def aligned(self, seed: int) -> Stage:
         """The aligned start of beyond_alignment, and the teacher in its basis."""
         p = self.profile
-        compression = {**asdict(p.compression), "init": "aligned"}
-        settings = {"compression": compression, **self.calibration_settings()}
+        settings: dict[str, Any] = {"calibration": p.beyond.calibration, "precision": self.precision}
+        settings["compression"] = {**asdict(p.compression), "init": "aligned"}
         flops = 30 * self.forward_flops["lm"] * p.beyond.calibration * p.model.context + 3e11
         return make_stage("aligned", settings, (self.teacher, self.corpus), Amount(flops), seed=seed)
 
@@ -253,8 +244,8 @@ class StagePlanner:
         elif method == "narrow":
             inputs += (self.aligned(seed) if is_profiles_own else self.compressed("aligned", spec, seed),)
         keep_model = method == "aligned" and ("narrow", spec) in COMPRESSION_GRID and not is_profiles_own
-        settings = self.training_settings(training) | self.calibration_settings()
-        settings |= {"compression": compression, "share": share, "keep_model": keep_model}
+        settings = self.training_settings(training) | {"compression": compression, "share": share}
+        settings |= {"calibration": p.beyond.calibration, "keep_model": keep_model}
         fields = {"method": method, "spec": "-".join(f"{k}_{v}" for k, v in spec.items()), "seed": seed}
         return self.training_stage("compressed", settings, inputs, amount, **fields)
 

@@ -1,7 +1,5 @@
 """The profiles mini, midi, paper and test, and `--set key=value` on top of them."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import typing
@@ -84,8 +82,8 @@ def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
         key, equals, value = (part.strip() for part in override.partition("="))
         group = key.partition(".")[0]
         if not equals:
-            example = "--set pretrain.batch_size=8"
-            raise ValueError(f"--set {override!r} is not of the form key=value, for example {example}")
+            example = "for example --set pretrain.batch_size=8"
+            raise ValueError(f"--set {override!r} is not of the form key=value, {example}")
         if group in ("teacher", "baseline") and (profile.source == "mirror" or profile.assets):
             reason = f"the pretrained models of {name} are not trained within the run, only midi's are"
             raise ValueError(f"--set {key}: {reason}")
@@ -102,29 +100,21 @@ def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
 
 def keys(settings: Any, prefix: str = "") -> list[str]:
     """Dotted keys of all settings that `--set` can change."""
-    found = []
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if is_dataclass(value):
-            found += keys(value, f"{prefix}{field.name}.")
-        elif field.name not in FIXED:
-            found.append(prefix + field.name)
-    return found
+    values = {prefix + f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in FIXED}
+    return sum((keys(v, f"{name}.") if is_dataclass(v) else [name] for name, v in values.items()), [])
 
 
 def check_consistency(profile: Profile) -> None:
     """Raise ValueError for settings that exclude each other, before hours are spent on the first stages."""
     for name in TRAININGS:
-        training = getattr(profile, name)
+        training, settings = getattr(profile, name), f"{name}.epochs=0 and {name}.max_steps=0"
         if not training.max_steps and not training.epochs:
-            settings = f"{name}.epochs=0 and {name}.max_steps=0"
             raise ValueError(f"--set {settings} leave no step to train: set one of them")
     width, heads = profile.model.width, profile.model.heads
     if width % heads:
         raise ValueError(f"--set model.heads={heads} does not divide model.width={width}")
     for name in ("web", "wiki"):
-        total = sum(getattr(profile.text, f"{name}_shares"))
-        if total >= 1:
+        if (total := sum(getattr(profile.text, f"{name}_shares"))) >= 1:
             reason = f"the shares of valid and test add up to {total:g}, nothing is left to train on"
             raise ValueError(f"--set text.{name}_shares: {reason}")
         if profile.source == "documentation" and not getattr(profile.text, name):

@@ -1,7 +1,5 @@
 """Readings of the paper that could turn a verdict, switched one at a time, and the stages that change."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 

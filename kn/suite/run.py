@@ -1,13 +1,12 @@
 """Records of the stages that tables read, made where the store lacks them; imports nothing heavy."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from kn.data import glue_submission
 from kn.files import PROJECT_ROOT
+from kn.suite import launch
 from kn.suite.devices import keep_off_gpus
 from kn.suite.plan import TABLES, plan_stages, table_of
 from kn.suite.planner import ROWS, TASKS
@@ -26,8 +25,6 @@ def make_records(
 
     A notebook that ./run_all.sh executes ($KN_READ_ONLY) runs none: StoreError where a stage is missing.
     """
-    from kn.suite import launch
-
     settings = load(profile, overrides or environment_overrides())
     keep_off_gpus(settings.device)
     stages, read = plan_stages(settings, list(tables), seeds, tuple(only) if only else TASKS)
@@ -41,10 +38,7 @@ def make_records(
 
 
 def records(store: Store, stages: list[Stage]) -> list[dict]:
-    """Records of finished stages; Table 6's test scores join the fine-tuning they belong to.
-
-    $KN_GLUE_SCORES names a file of the GLUE server's scores, which take the place of our own.
-    """
+    """Records of finished stages; Table 6's test scores ($KN_GLUE_SCORES or ours) join the fine-tuning."""
     found = [store.record(stage) for stage in stages]
     scores = {(stage["row"], stage["seed"]): record["metrics"]["tasks"]
               for stage, record in zip(stages, found, strict=True) if stage.kind == "score"}

@@ -5,8 +5,6 @@ renaming one, or writing 1.0 for a default of 1, makes every training that depen
 paper leaves something open, a field holds our reading of it; the README explains each.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -28,7 +26,6 @@ Task = Annotated[str, AfterValidator(lambda name: glue.task_of(name).name)]
 @dataclass(frozen=True)
 class Text:
     """Source of the text and its splits. Packages are import names; a file's documents stay in one split."""
-
     web: tuple[str, ...] = (  # packages whose documentation stands for OpenWebText
         "torch", "transformers", "pandas", "numpy", "matplotlib", "sklearn", "huggingface_hub", "datasets",
         "IPython", "pydantic", "accelerate", "prompt_toolkit", "rich", "PIL", "tornado", "jupyter_server",
@@ -48,7 +45,6 @@ class Text:
 @dataclass(frozen=True)
 class Model:
     """Shape of the GPT-2 teacher; the baseline keeps every other layer."""
-
     vocabulary: Annotated[int, Field(ge=256, le=2**24)] = 4608  # V = 6·L·d, the paper's proportion
     context: Annotated[int, Field(ge=2, le=2**17)] = 128  # positions, in tokens
     width: Size = 128  # hidden size d
@@ -62,7 +58,6 @@ class Model:
 @dataclass(frozen=True)
 class Compression:
     """Fields of kn.KroneckerSpec."""
-
     layers: Literal["odd", "even", "all"] = "odd"
     factor: Size = 2
     rank: Size = 1
@@ -74,7 +69,6 @@ class Compression:
 @dataclass(frozen=True)
 class Training:
     """One training run with AdamW, linear warm-up and decay."""
-
     batch_size: BatchSize
     learning_rate: Rate  # peak value
     epochs: Annotated[float | int, Field(ge=0, le=1e6)]  # int too: stage keys hold a default of 1 as 1
@@ -90,7 +84,6 @@ class Training:
 @dataclass(frozen=True)
 class Readings:
     """Readings of the distillation terms that the paper leaves open."""
-
     # eq. 3: KL(student ‖ teacher) as printed, or MiniLM's
     direction: Literal["student_teacher", "teacher_student"] = "student_teacher"
     hidden_point: Literal["c_proj", "block"] = "c_proj"  # eq. 4: output of the second FC layer, or the block
@@ -104,7 +97,6 @@ class Readings:
 @dataclass(frozen=True)
 class Glue:
     """Sizes of the GLUE tasks and their tokenization."""
-
     sizes: dict[str, tuple[int, int, int]]  # rows of train, dev and test (MNLI: of each of its two sets)
     max_length: Annotated[int, Field(ge=3, le=2**17)] = 64  # tokens
     seed: Count = 0
@@ -114,7 +106,6 @@ class Glue:
 @dataclass(frozen=True)
 class Hardware:
     """Settings of speed and memory that change no result: recorded with a stage, not part of its key."""
-
     micro_batch: Count = 0  # rows per device and accumulation step; 0: the batch
     checkpointing: bool = False  # recompute activations in the backward pass
     processes: Annotated[int, Field(ge=1, le=1024)] = 1  # of one language-model training
@@ -123,7 +114,6 @@ class Hardware:
 @dataclass(frozen=True)
 class Beyond:
     """Settings of the two notebooks beyond the paper; shares are of the light pre-training's tokens."""
-
     calibration: Annotated[int, Field(ge=1, le=2**31 - 1)] = 256  # text rows of the aligned start
     learning_rate: Rate = 1e-4  # from an aligned or low-rank start; the SVD start's does harm there (LOG.md)
     svd_rate: Rate = 2e-3  # learning rate from the SVD start for a share below 1
@@ -137,7 +127,6 @@ class Beyond:
 @dataclass(frozen=True)
 class Ledger:
     """Seeds and tasks on which the ledger of claims switches each reading of the paper."""
-
     seeds: Annotated[int, Field(ge=1, le=999)] = 3  # at most, of the run's seeds
     tasks: tuple[Task, ...] = ("rte", "mnli")
 
@@ -145,7 +134,6 @@ class Ledger:
 @dataclass(frozen=True)
 class Recipe:
     """Training of a GPT-2 from random weights with Muon and AdamW, gradient norm at most 1."""
-
     steps: Count  # 0: three epochs of the rows, as DistilGPT2 saw OpenWebText
     batch: BatchSize
     muon_lr: Rate  # of the matrices of the blocks
@@ -161,7 +149,6 @@ class Recipe:
 @dataclass(frozen=True)
 class Profile:
     """All settings of one run; `name` and `note` are for people."""
-
     name: str
     note: str
     pretrain: Training

@@ -1,10 +1,7 @@
-"""Seconds of a training step on this machine, kept in the store.
+"""Timing run, `python -m kn.suite.timing`: seconds of a training step on this machine, kept in the store.
 
-`python -m kn.suite.timing` is the timing run: a few steps of each kind of training on models of the profile's
-size with random weights, by the same code as a real run, and the speed of the tokenizer.
+A few steps of each kind of training, by the code of a real run, on random models of the profile's size.
 """
-
-from __future__ import annotations
 
 import itertools
 import json
