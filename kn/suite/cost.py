@@ -67,7 +67,7 @@ def describe_plan(stages: list[Stage], store: Store, timing: dict, jobs: int | N
         missing = [stage for stage in of_kind if not store.has(stage)]
         spent = sum(seconds(stage, timing) for stage in missing)
         total, disk = total + spent, disk + sum(disk_bytes(stage, timing) for stage in missing)
-        steps, *totals = (sum(getattr(stage, name) for stage in missing) for name in ("steps", "tokens", "cost"))
+        steps, *totals = (sum(getattr(item, key) for item in missing) for key in ("steps", "tokens", "cost"))
         sizes = (tqdm.format_sizeof(total) if total else "-" for total in totals)
         amounts = (f"{steps:,}" if steps else "-", *sizes, _duration(spent) if missing else "-")
         lines.append(ROW.format(kind, len(of_kind) - len(missing), len(missing), *amounts))

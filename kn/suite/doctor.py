@@ -105,13 +105,11 @@ def check_mirror(folder: Path) -> list[Finding]:
 
 def examine(profile: str = "mini") -> list[Finding]:
     """Findings of all checks."""
-    home = Store().home
-    assets = map(check_asset, ("teacher", "baseline", "tokenizer"))
-    with_mirror = profile == "paper" or os.environ.get("KN_MIRROR")
+    home, with_mirror = Store().home, profile == "paper" or os.environ.get("KN_MIRROR")
     return [
         check_python(), check_pins(PROJECT_ROOT / "requirements.txt"), check_store(home),
-        check_disk(profile, home), check_memory(), *assets, check_gpu(profile),
-        *(check_mirror(mirror_folder()) if with_mirror else []),
+        check_disk(profile, home), check_memory(), *map(check_asset, ("teacher", "baseline", "tokenizer")),
+        check_gpu(profile), *(check_mirror(mirror_folder()) if with_mirror else ()),
     ]
 
 

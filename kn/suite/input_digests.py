@@ -29,10 +29,10 @@ def asset_digest(folder: Path) -> str:
 
 def corpus_file_digest(file: str) -> str:
     """SHA-256 of a file that `python -m kn export-corpus FILE` wrote; StoreError where there is none."""
-    if not Path(file).is_file():
-        remedy = f"make it with `python -m kn export-corpus {file}` in an environment with the pins"
-        raise StoreError(f"text.file={file} is not there: {remedy}")
-    return file_sha256(Path(file))
+    if Path(file).is_file():
+        return file_sha256(Path(file))
+    remedy = f"make it with `python -m kn export-corpus {file}` in an environment with the pins"
+    raise StoreError(f"text.file={file} is not there: {remedy}")
 
 
 @functools.cache

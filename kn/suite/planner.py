@@ -101,9 +101,9 @@ class StagePlanner:
 
     def light_pretraining(self, start: str, share: float) -> Training:
         """Table 3's training at the learning rate of a start (or a low-rank or narrow model) and share."""
-        p = self.profile
-        svd_rate = p.beyond.svd_rate if share < 1 else p.pretrain.learning_rate
-        return replace(p.pretrain, learning_rate=svd_rate if start == "svd" else p.beyond.learning_rate)
+        training, beyond = self.profile.pretrain, self.profile.beyond
+        svd_rate = beyond.svd_rate if share < 1 else training.learning_rate
+        return replace(training, learning_rate=svd_rate if start == "svd" else beyond.learning_rate)
 
     def lm_amount(
         self, training: Training, corpus: str, step_flops: float, evaluation: float = 0.0, share: float = 1
@@ -280,8 +280,8 @@ class StagePlanner:
 
     def shortcut_check(self, task: str, check: str) -> Stage:
         """A teacher with random weights, or that sees one sentence of two: how far a task can be guessed."""
-        settings, amount = self.glue_settings("none"), self.glue_amount(task, STEP_FLOPS["glue"])
-        inputs = (self.glue_tasks, self.teacher)
+        settings, inputs = self.glue_settings("none"), (self.glue_tasks, self.teacher)
+        amount = self.glue_amount(task, STEP_FLOPS["glue"])
         return make_stage("twin_check", settings, inputs, amount, task=task, check=check, seed=0)
 
     def score(self, row: str, tasks: tuple[str, ...], seed: int) -> Stage:

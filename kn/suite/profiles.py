@@ -82,8 +82,8 @@ def load(name: str, overrides: tuple[str, ...] = ()) -> Profile:
         key, equals, value = (part.strip() for part in override.partition("="))
         group = key.partition(".")[0]
         if not equals:
-            example = "for example --set pretrain.batch_size=8"
-            raise ValueError(f"--set {override!r} is not of the form key=value, {example}")
+            form = "of the form key=value, for example --set pretrain.batch_size=8"
+            raise ValueError(f"--set {override!r} is not {form}")
         if group in ("teacher", "baseline") and (profile.source == "mirror" or profile.assets):
             reason = f"the pretrained models of {name} are not trained within the run, only midi's are"
             raise ValueError(f"--set {key}: {reason}")
