@@ -1,7 +1,9 @@
-"""What the paper printed: table1.csv … table7.csv, every value with the words around it; no other file holds a printed value.
+"""What the paper printed: table1.csv … table7.csv, every value with the words around it; no other file holds
+a printed value.
 
 printed(4)   one line per printed cell: table, row, column, metric, value, unit, quote, note
-claims()     one line per claim of the text (claims.csv): quote, rule (kn/report/claims.py), cells "table/row/column"
+claims()     one line per claim of the text: id, label, section, quote, claim, judge (kn/report/claims.py),
+             left and right ("table/row/column"), bound, variance, note
 """
 
 from __future__ import annotations
@@ -16,20 +18,23 @@ TABLES = range(1, 8)
 
 
 def printed(table: int) -> pandas.DataFrame:
-    """The printed cells of one table, all columns as text, value as printed; ValueError for a table the paper does not have."""
-    import pandas
-
+    """The printed cells of one table, all columns as text; ValueError for a table the paper does not have."""
     if table not in TABLES:
         raise ValueError(f"table {table} does not exist, allowed: {TABLES[0]}-{TABLES[-1]}")
-    frame = pandas.read_csv(Path(__file__).with_name(f"table{table}.csv"), dtype=str, keep_default_na=False, encoding="utf-8")
+    frame = read_csv_as_text(Path(__file__).with_name(f"table{table}.csv"))
     return frame.assign(table=frame["table"].astype(int))
 
 
 def claims() -> pandas.DataFrame:
-    """The claims of the paper's text, all columns as text: id, label, section, quote, claim, judge, left, right, bound, variance, note."""
+    """The claims of the paper's text, all columns as text."""
+    return read_csv_as_text(Path(__file__).with_name("claims.csv"))
+
+
+def read_csv_as_text(path: Path) -> pandas.DataFrame:
+    """A CSV whose cells are all text, "" where there is nothing."""
     import pandas
 
-    return pandas.read_csv(Path(__file__).with_name("claims.csv"), dtype=str, keep_default_na=False, encoding="utf-8")
+    return pandas.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def value_of(text: str) -> int | float | None:

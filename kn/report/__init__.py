@@ -17,12 +17,10 @@ from importlib import import_module
 _MODULE_OF = {
     "COLUMNS": "table_builder", "machine_independent_facts": "table_builder", "table": "table_registry",
     "beyond_table": "table_registry", "plot": "table_registry", "training_settings": "table_registry",
-    "beyond_claims": "beyond", "trends": "orderings", "average": "metrics",
-    "informative": "metrics", "interval": "statistics", "judge": "statistics",
-    "show": "write", "by_seed": "write", "write_table": "write", "write_beyond": "write",
-    "write_ledger": "write",
-    "write_index": "write", "write_front": "write", "write_interface": "interface",
-    "failed_notebook_page": "pages",
+    "beyond_claims": "beyond", "trends": "orderings", "average": "metrics", "informative": "metrics",
+    "interval": "statistics", "judge": "statistics", "show": "write", "by_seed": "write",
+    "write_table": "write", "write_beyond": "write", "write_ledger": "write", "write_index": "write",
+    "write_front": "write", "write_interface": "interface", "failed_notebook_page": "pages",
 }
 __all__ = list(_MODULE_OF)
 

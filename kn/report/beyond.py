@@ -5,9 +5,9 @@ compression(…)      models of many sizes: parameters, perplexity as made and a
 beyond_claims(…)    left against right, paired by seed: a line like those of report.trends
 """
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pandas
 
@@ -39,9 +39,6 @@ def beyond_claims(name: str, records: list[dict]) -> pandas.DataFrame:
     """The claims of a notebook, judged on our numbers as in report.trends; ValueError for others."""
     judged = {"beyond_alignment": _alignment_claims, "beyond_compression": _compression_claims}
     return pandas.DataFrame(judged[known(name)](records))
-
-
-# ---------------------------------------------------------------- beyond_alignment
 
 
 def shares_of(records: list[dict], start: str) -> list[float]:
@@ -91,8 +88,9 @@ def alignment(builder: TableBuilder, records: list[dict], profile: str) -> None:
     teacher = {domain: before_finetuning(records, "teacher", f"perplexity.{domain}.test")
                for domain in DOMAINS}
 
-    def add(row: str, perplexity: dict[str, SeedValues], glue_row: str = "",
+    def add(row: str, method: dict, perplexity: dict[str, SeedValues], glue_row: str = "",
             tokens: SeedValues | None = None) -> None:
+        builder.methods[row] = method
         for domain, name in DOMAINS.items():
             builder.add(row, name, perplexity[domain], "test perplexity", "perplexity")
         for domain in DOMAINS:
@@ -105,66 +103,57 @@ def alignment(builder: TableBuilder, records: list[dict], profile: str) -> None:
             if scores.values:
                 builder.add(row, f"{TASKS[task]}, fine-tuned", scores, "dev score", "%")
 
-    def perplexities(start: str, share: float) -> dict[str, SeedValues]:
-        return {domain: from_start(records, start, share, f"perplexity.{domain}.test") for domain in DOMAINS}
+    def add_trained(row: str, start: str, share: float) -> None:
+        perplexity = {d: from_start(records, start, share, f"perplexity.{d}.test") for d in DOMAINS}
+        tokens = from_start(records, start, share, "tokens") if share else None
+        add(row, {"method": start, "share": share}, perplexity, glue_row(start, share), tokens)
 
-    add("GPT-2 (teacher)", teacher, "teacher")
-    add("SVD start", perplexities("svd", 0), glue_row("svd", 0))
+    add("GPT-2 (teacher)", {"method": "teacher"}, teacher, "teacher")
+    add_trained("SVD start", "svd", 0.0)
     starts = [record for record in records if record["stage"] == "aligned"]
-    for ingredient in starts[0]["metrics"]["ingredients"] if starts else ():  # a name without dots
-        path = f"ingredients.{ingredient}"
-        add(f"Aligned: {ingredient}",
-            {d: select_metric(records, f"{path}.{d}.test", "aligned") for d in DOMAINS})
-        builder.methods[f"Aligned: {ingredient}"] = {"method": ingredient, "share": 0.0}
-    add(ALIGNED_ROW, perplexities("aligned", 0), glue_row("aligned", 0))
-    builder.methods |= {"GPT-2 (teacher)": {"method": "teacher"},
-                        "SVD start": {"method": "svd", "share": 0.0}}
-    builder.methods[ALIGNED_ROW] = {"method": "aligned", "share": 0.0}
+    for name in starts[0]["metrics"]["ingredients"] if starts else ():  # a name without dots
+        add(f"Aligned: {name}", {"method": name, "share": 0.0},
+            {d: select_metric(records, f"ingredients.{name}.{d}.test", "aligned") for d in DOMAINS})
+    add_trained(ALIGNED_ROW, "aligned", 0.0)
     for start in STARTS:
         for share in shares_of(records, start)[1:]:
-            row = f"{STARTS_SHOWN[start]} + {share:g} of the light pre-training"
-            tokens = from_start(records, start, share, "tokens")
-            add(row, perplexities(start, share), glue_row(start, share), tokens)
-            builder.methods[row] = {"method": start, "share": share}
+            add_trained(f"{STARTS_SHOWN[start]} + {share:g} of the light pre-training", start, share)
     builder.add(ALIGNED_ROW, "seconds of calibration", select_metric(records, "seconds", "aligned"),
                 "calibration", "s")
 
 
 def _alignment_claims(records: list[dict]) -> list[dict]:
     lines = []
+    shares = shares_of(records, "aligned")
+    when = {share: f"After {share:g} of the light pre-training" if share else "Before training"
+            for share in shares}
     for domain, name in DOMAINS.items():
         path = f"perplexity.{domain}.test"
         teacher = before_finetuning(records, "teacher", path).values
         aligned = from_start(records, "aligned", 0, path).values
-        claim = f"aligned start at most {GOAL:g} times the teacher's perplexity, ratio"
-        lines.append(compare(f"Before training, {name}: {claim}", aligned, teacher, None, -1, True,
-                             bound=GOAL))
-        for share in shares_of(records, "aligned"):
+        claim = (f"Before training, {name}: aligned start at most {GOAL:g} times the teacher's perplexity, "
+                 "ratio")
+        lines.append(compare(claim, aligned, teacher, None, -1, True, GOAL))
+        for share in shares:
             if share in shares_of(records, "svd"):
                 left, right = (from_start(records, start, share, path).values for start in ("aligned", "svd"))
-                claim = f"{_when(share)}, {name}: aligned below SVD start, ratio"
+                claim = f"{when[share]}, {name}: aligned below SVD start, ratio"
                 lines.append(compare(claim, left, right, None, -1, True))
-        claim = (
-            "Share of the light pre-training after which the aligned start is as good as the SVD start after "
-            f"all of it, {name}: at most {TENTH:g}"
-        )
-        lines.append(compare(claim, share_needed(records, path), {None: 0.0}, None, -1, False, bound=TENTH))
+        claim = ("Share of the light pre-training after which the aligned start is as good as the SVD start "
+                 f"after all of it, {name}: at most {TENTH:g}")
+        lines.append(compare(claim, share_needed(records, path), {None: 0.0}, None, -1, False, TENTH))
     tasks = ", ".join(TASKS[task] for task in _tasks(records))
-    for share in shares_of(records, "aligned"):
+    for share in shares:
         left, right = (glue_average(records, start, share) for start in ("aligned", "svd"))
         if left and right:
-            claim = f"{_when(share)}, fine-tuned on {tasks}: aligned above SVD start, points"
+            claim = f"{when[share]}, fine-tuned on {tasks}: aligned above SVD start, points"
             lines.append(compare(claim, left, right, None, 1, False))
     return lines
 
 
-def _when(share: float) -> str:
-    return f"After {share:g} of the light pre-training" if share else "Before training"
-
-
 def share_needed(records: list[dict], path: str) -> Values:
-    """By seed, the first share of the light pre-training after which the aligned start is as good (a metric as
-    low) as the SVD start after all of it; seeds without one are left out."""
+    """By seed, the first share of the light pre-training after which the aligned start is as good (a metric
+    as low) as the SVD start after all of it; seeds without one are left out."""
     found: Values = {}
     target = from_start(records, "svd", 1.0, path).values
     for share in shares_of(records, "aligned"):
@@ -172,9 +161,6 @@ def share_needed(records: list[dict], path: str) -> Values:
             if seed in target and value <= target[seed]:
                 found.setdefault(seed, share)
     return found
-
-
-# ---------------------------------------------------------------- beyond_compression
 
 
 def title(method: str, spec: dict) -> str:
@@ -191,25 +177,22 @@ def compressed_metric(records: list[dict], method: str, spec: dict, path: str) -
 
 def compression(builder: TableBuilder, records: list[dict], profile: str) -> None:
     """The table of beyond_compression: parameters, and perplexity as made and after a short training."""
-    sizes = {"parameters": ("parameters.without_head", COUNT),
-             "parameters in all": ("parameters.total", "parameters")}
+    def add(row: str, perplexities: dict[str, str], metric: Callable[[str], SeedValues]) -> None:
+        for column, path, name in (("parameters", "without_head", COUNT),
+                                   ("parameters in all", "total", "parameters")):
+            count = metric(f"parameters.{path}")
+            builder.add(row, column, count.map(lambda value: value / 1e6), name, "M")
+        for when, prefix in perplexities.items():
+            for domain in DOMAINS:
+                builder.add(row, f"{when}, {domain}", metric(f"{prefix}perplexity.{domain}.test"),
+                            "test perplexity", "perplexity")
+
     for model, row in (("teacher", "GPT-2 (teacher)"), ("baseline", "DistilGPT2")):
-        for column, (path, metric) in sizes.items():
-            values = select_metric(records, path, "pretrained", model=model)
-            builder.add(row, column, values.map(lambda value: value / 1e6), metric, "M")
-        for domain in DOMAINS:
-            values = before_finetuning(records, model, f"perplexity.{domain}.test")
-            builder.add(row, f"as made, {domain}", values, "test perplexity", "perplexity")
+        add(row, {"as made": ""}, partial(before_finetuning, records, model))
         builder.methods[row] = {"method": model}
     for method, spec in COMPRESSION_GRID:
         row = title(method, spec)
-        for column, (path, metric) in sizes.items():
-            values = compressed_metric(records, method, spec, path)
-            builder.add(row, column, values.map(lambda value: value / 1e6), metric, "M")
-        for when, prefix in (("as made", "start."), ("trained", "")):
-            for domain in DOMAINS:
-                values = compressed_metric(records, method, spec, f"{prefix}perplexity.{domain}.test")
-                builder.add(row, f"{when}, {domain}", values, "test perplexity", "perplexity")
+        add(row, {"as made": "start.", "trained": ""}, partial(compressed_metric, records, method, spec))
         variant = f" rank {spec['rank']}" if "rank" in spec else " tied" if "head" in spec else ""
         builder.methods[row] = {"method": method, "layers": spec["layers"],
                                 "factor": f"{spec['factor']}{variant}"}
@@ -217,18 +200,17 @@ def compression(builder: TableBuilder, records: list[dict], profile: str) -> Non
 
 def _compression_claims(records: list[dict]) -> list[dict]:
     lines = []
-    for baseline, name in BASELINES.items():
-        specs = [spec for method, spec in COMPRESSION_GRID if method == baseline]
-        for spec in (spec for spec in specs if ("aligned", spec) in COMPRESSION_GRID):
-            for when, prefix in (("as made", "start."), ("after a short training", "")):
-                # the same function as the aligned start, until B is trained
-                if baseline == "narrow" and prefix:
-                    continue
-                for domain in DOMAINS:
-                    path = f"{prefix}perplexity.{domain}.test"
-                    left, right = (compressed_metric(records, m, spec, path).values
-                                   for m in ("aligned", baseline))
-                    model = f"{spec['layers'].capitalize()} layers, factor {spec['factor']}"
-                    claim = f"{model}, {when}, {SHORT[domain]}: aligned start below {name}, ratio"
-                    lines.append(compare(claim, left, right, None, -1, True))
+    grid = [(method, name, spec, when, prefix)
+            for method, name in BASELINES.items()
+            for other, spec in COMPRESSION_GRID if other == method and ("aligned", spec) in COMPRESSION_GRID
+            for when, prefix in (("as made", "start."), ("after a short training", ""))]
+    for method, name, spec, when, prefix in grid:
+        if method == "narrow" and prefix:  # the same function as the aligned start, until B is trained
+            continue
+        model = f"{spec['layers'].capitalize()} layers, factor {spec['factor']}"
+        for domain in DOMAINS:
+            left, right = (compressed_metric(records, made, spec, f"{prefix}perplexity.{domain}.test").values
+                           for made in ("aligned", method))
+            claim = f"{model}, {when}, {SHORT[domain]}: aligned start below {name}, ratio"
+            lines.append(compare(claim, left, right, None, -1, True))
     return lines

@@ -7,11 +7,10 @@ A verdict follows from a 95 % interval over seeds, paired by seed, that lies ent
 which nothing is random (counts, printed values) decide by themselves; a single seed leaves a claim undecided.
 """
 
-from __future__ import annotations
-
 import math
+import statistics
 from collections.abc import Callable
-from itertools import permutations
+from itertools import permutations, product
 
 import pandas
 
@@ -22,12 +21,12 @@ from kn.report.statistics import REPRODUCED, Values, Verdict, judge, paired, pai
 from kn.report.table_builder import SEED_COLUMNS
 
 HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
-UNTESTABLE = "not testable here"
+OTHER_GROUPS = {"algebra": "Algebra", "untestable": "Text alone", "speed": "Benchmark"}  # resting on no table
+UNTESTABLE, NO_VERDICT = "not testable here", Verdict(None, math.nan)
 AVERAGE, PERPLEXITY, MNLI = "Average (informative)", "Wikitext-103 (pp.)", "MNLI (f1)"  # columns
 COLUMNS = [
     "id", "group", "section", "quote", "claim", "paper", "paper_value", "ours", "value", "low", "high", "n",
-    "unit", "note",
-    "judge", "left", "right", "bound", "variance",
+    "unit", "note", "judge", "left", "right", "bound", "variance",
 ]
 
 
@@ -55,7 +54,7 @@ class Numbers:
         return self.cells[table, row, column]
 
     def difference(self, left: str, right: str, ratio: bool = False) -> Values:
-        """left − right by seed; with ratio of logarithms. Raises MissingNumber without a seed in common."""
+        """left − right by seed; with ratio of logarithms; MissingNumber without a seed in common."""
         return _difference(self(left), self(right), ratio)
 
     def tasks(self, table: str) -> list[str]:
@@ -74,22 +73,15 @@ def _difference(left: Values, right: Values, ratio: bool = False) -> Values:
 
 def printed_numbers() -> pandas.DataFrame:
     """Tables 3 to 7 as printed (SEED_COLUMNS); averages are computed anew, the printed ones are truncated."""
-    lines = []
-    for number in range(3, 8):
-        for cell in printed(number).itertuples():
-            value = value_of(cell.value.removeprefix(">"))
-            if value is not None and cell.column != "Average":
-                lines.append([str(number), cell.row, cell.column, cell.metric, cell.unit, "", None,
-                              float(value), ""])
-    for table in ("5", "6"):
-        for row in GLUE_ROWS.values():
-            scores = [line[7] for line in lines if line[:2] == [table, row]]
-            lines.append([table, row, AVERAGE, "mean of tasks", "%", "", None,
-                          math.fsum(scores) / len(scores), ""])
+    lines = [
+        [str(number), cell.row, cell.column, cell.metric, cell.unit, "", None, float(value), ""]
+        for number in range(3, 8) for cell in printed(number).itertuples()
+        if (value := value_of(cell.value.removeprefix(">"))) is not None and cell.column != "Average"
+    ]
+    for table, row in product(("5", "6"), GLUE_ROWS.values()):
+        mean = statistics.fmean(line[7] for line in lines if line[:2] == [table, row])
+        lines.append([table, row, AVERAGE, "mean of tasks", "%", "", None, mean, ""])
     return pandas.DataFrame(lines, columns=SEED_COLUMNS).astype({"seed": "Int64"})
-
-
-# ---------------------------------------------------------------- rules
 
 
 Judge = Callable[[Numbers, str, str, str], Verdict]
@@ -101,8 +93,7 @@ def _difference_judge(side: int) -> Judge:
 
 def _ratio_judge(side: int) -> Judge:
     return lambda numbers, left, right, bound: judge(
-        numbers.difference(left, right, ratio=True), float(bound or 1), side, ratio=True, unit="ratio"
-    )
+        numbers.difference(left, right, ratio=True), float(bound or 1), side, ratio=True, unit="ratio")
 
 
 def _within(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
@@ -116,11 +107,6 @@ def _above_bound(numbers: Numbers, left: str, right: str, bound: str) -> Verdict
     return judge(numbers(left), float(bound), unit="times the teacher's")
 
 
-def _each_task(numbers: Numbers, left: str, right: str) -> list[Verdict]:
-    tasks = numbers.tasks(left.partition("/")[0])
-    return [judge(numbers.difference(f"{left}/{task}", f"{right}/{task}")) for task in tasks]
-
-
 def _at_least(found: list[Verdict], needed: int) -> Verdict:
     """Whether at least `needed` hold; value: how many do by their means, low: surely, high: possibly."""
     surely, possibly = sum(v.holds is True for v in found), sum(v.holds is not False for v in found)
@@ -129,14 +115,14 @@ def _at_least(found: list[Verdict], needed: int) -> Verdict:
     return Verdict(holds, by_means, surely, possibly, max(v.n for v in found), f"of {len(found)}")
 
 
-def _most(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
-    found = _each_task(numbers, left, right)
-    return _at_least(found, len(found) // 2 + 1)
+def _task_judge(needed: Callable[[int], int]) -> Judge:
+    """Of n informative tasks, left is above right in at least needed(n)."""
+    def judge_tasks(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
+        tasks = numbers.tasks(left.partition("/")[0])
+        found = [judge(numbers.difference(f"{left}/{task}", f"{right}/{task}")) for task in tasks]
+        return _at_least(found, needed(len(found)))
 
-
-def _all(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
-    found = _each_task(numbers, left, right)
-    return _at_least(found, len(found))
+    return judge_tasks
 
 
 def _above_each(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
@@ -167,11 +153,9 @@ def _reversed(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
 
 
 def _speed(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
-    case, variant = left.split("/")
     path = BENCHMARKS / "speed-cpu.csv"
-    lines = pandas.read_csv(path).to_dict("records") if path.exists() else []
-    for line in lines:
-        if (line["case"], line["variant"]) == (case, variant):
+    for line in pandas.read_csv(path).to_dict("records") if path.exists() else []:
+        if f"{line['case']}/{line['variant']}" == left:
             return Verdict(line["ratio"] > 1, float(line["ratio"]), n=int(line["n"]), unit="times dense")
     raise MissingNumber(left)
 
@@ -185,46 +169,39 @@ def _algebra(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
 
 JUDGES: dict[str, Judge] = {
     "above": _difference_judge(1), "not above": _difference_judge(-1), "above each": _above_each,
-    "above bound": _above_bound,
-    "below": _ratio_judge(-1), "at most": _ratio_judge(-1), "at least": _ratio_judge(1), "within": _within,
-    "most": _most, "all": _all, "recovers": _recovers, "reversed": _reversed, "speed": _speed,
+    "above bound": _above_bound, "below": _ratio_judge(-1), "at most": _ratio_judge(-1),
+    "at least": _ratio_judge(1), "within": _within, "most": _task_judge(lambda n: n // 2 + 1),
+    "all": _task_judge(lambda n: n), "recovers": _recovers, "reversed": _reversed, "speed": _speed,
     "algebra": _algebra,
 }
-
-
-# ---------------------------------------------------------------- the ledger
 
 
 def ledger(seeds: pandas.DataFrame) -> pandas.DataFrame:
     """Every claim with its quote, the verdict from the printed numbers and from ours (COLUMNS)."""
     ours, paper, lines = Numbers(seeds), Numbers(printed_numbers()), []
     for claim in claims().itertuples():
+        table = claim.left.partition("/")[0]
+        group = f"Table {table}" if table.isdigit() else "Beyond the paper"
         by_paper, theirs = _judge_claim(claim, paper, HOLDS, "not printed")
         if claim.judge == "speed":
-            by_paper, theirs = UNTESTABLE, Verdict(None, math.nan)
+            by_paper, theirs = UNTESTABLE, NO_VERDICT
         elif claim.variance and theirs.holds:
             by_paper = HOLDS[None]  # on the claimed side, but by one run without a variance
         by_ours, found = _judge_claim(claim, ours, REPRODUCED, "not run")
-        rule = [claim.note, claim.judge, claim.left, claim.right, claim.bound, claim.variance]
-        text = [claim.id, _group(claim), claim.section, claim.quote, claim.claim]
-        lines.append([*text, by_paper, theirs.value, by_ours, *found[1:], *rule])
+        lines.append([
+            claim.id, OTHER_GROUPS.get(claim.judge, group), claim.section, claim.quote, claim.claim,
+            by_paper, theirs.value, by_ours, *found[1:],
+            claim.note, claim.judge, claim.left, claim.right, claim.bound, claim.variance,
+        ])
     return pandas.DataFrame(lines, columns=COLUMNS)
-
-
-def _group(claim) -> str:
-    """What a claim rests on: a table of the paper, or something else."""
-    if claim.judge in (other := {"algebra": "Algebra", "untestable": "Text alone", "speed": "Benchmark"}):
-        return other[claim.judge]
-    table = claim.left.partition("/")[0]
-    return f"Table {table}" if table.isdigit() else "Beyond the paper"
 
 
 def _judge_claim(claim, numbers: Numbers, words: dict, missing: str) -> tuple[str, Verdict]:
     """The word for a claim's verdict, and the verdict; `missing` where a number that it needs is missing."""
     if claim.judge == "untestable":
-        return UNTESTABLE, Verdict(None, math.nan)
+        return UNTESTABLE, NO_VERDICT
     try:
         verdict = JUDGES[claim.judge](numbers, claim.left, claim.right, claim.bound)
     except MissingNumber:
-        return missing, Verdict(None, math.nan)
+        return missing, NO_VERDICT
     return words[verdict.holds], verdict

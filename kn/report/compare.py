@@ -2,9 +2,9 @@
 
     python -m kn compare reports/mini reports/published/mini
 
-Training amplifies another processor's rounding until a number moves about as far as with another seed. So the
-tolerance of a measured cell is DEVIATIONS standard deviations of one seed, pooled over cells of the same kind in the
-reference, at least MIN_RELATIVE of the value; shapes, counts and hyper-parameters must be equal.
+Training amplifies another processor's rounding until a number moves about as far as with another seed. So
+the tolerance of a measured cell is DEVIATIONS standard deviations of one seed, pooled over cells of the same
+kind in the reference, at least MIN_RELATIVE of the value; shapes, counts and hyper-parameters must be equal.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kn.files import PROJECT_ROOT
+from kn.paper import TABLES, read_csv_as_text, value_of
 
 if TYPE_CHECKING:
     import pandas
 
+KEYS = ["table", "row", "column", "metric"]  # columns that name a cell
 DEVIATIONS = 4
 MIN_RELATIVE = 0.01  # what has no spread over seeds (nothing is trained) still differs in rounding
-TABLES = range(1, 8)
 COMPARISON = "comparison.txt"  # in a report's folder: how it compares with the published one
 OF_THE_MACHINE = ("hours", "device")  # metrics that say where a run was made, not what it gave
 EXACT = (
     "shape", "count", "hyper-parameter", "parameters", "parameters without the output embedding", "steps",
-    "tokens",
-    "data", "weights",
+    "tokens", "data", "weights",
 )
-FOLLOWS_THE_PROCESSOR = "Precision"  # a hyper-parameter that is chosen by what the processor can do
+PRECISION = "Precision"  # a hyper-parameter that is chosen by what the processor can do
+PERPLEXITY = ("perplexity",)  # the kind of all perplexities, whose spread is relative
 OF_THE_SEEDS = ("Seed", "Average (informative)")  # columns that change with how many seeds were run
 
 
 class Cell(NamedTuple):
-    """One number of two reports. `tolerance` is 0 where they must be equal, NaN where the reference has no spread."""
+    """One number of two reports; its tolerance is 0 where they must be equal, NaN without a known spread."""
 
     table: int
     row: str
@@ -62,33 +63,28 @@ def read_run(folder: Path) -> dict:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         return {key: run[key] for key in ("profile", "seeds", "overrides", "corpus", "environment")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder} is not a report folder (no readable run.json, {type(error).__name__}): "
-            "give one that ./run_all.sh has written, such as reports/mini"
-        ) from None
+        reason = f"no readable run.json, {type(error).__name__}"
+        raise ValueError(f"{folder} is not a report folder ({reason}): give one that ./run_all.sh has "
+                         "written, such as reports/mini") from None
 
 
 def tolerances(frame: pandas.DataFrame) -> list[float]:
-    """The tolerance of each cell of the tables of a reference (columns of tableN.csv), in the cell's own unit."""
+    """The tolerance of each cell of a reference's tables (columns of tableN.csv), in the cell's own unit."""
+    cells = [(line, _kind(line), abs(_number(line.ours) or 0.0)) for line in frame.itertuples()]
     groups: dict[tuple, list[float]] = defaultdict(list)  # standard deviations of cells of one kind
-    kinds = [_kind(line) for line in frame.itertuples()]
-    for line, kind in zip(frame.itertuples(), kinds, strict=True):
+    for line, kind, value in cells:
         if kind and _number(line.sd):
-            groups[kind].append(float(line.sd) / (abs(float(line.ours)) if kind == ("perplexity",) else 1))
+            groups[kind].append(float(line.sd) / (value if kind == PERPLEXITY else 1))
     pooled = {kind: math.sqrt(sum(sd * sd for sd in values) / len(values)) for kind, values in groups.items()}
-    scores = [deviation for kind, deviation in pooled.items() if kind[0] == "task"]
+    largest = max((sd for kind, sd in pooled.items() if kind[0] == "task"), default=math.nan)
     found = []
-    for line, kind in zip(frame.itertuples(), kinds, strict=True):
-        value = abs(_number(line.ours) or 0.0)
-        if kind is None:
-            found.append(0.0)
-            continue
-        spread = pooled.get(kind, 0.0) * (value if kind == ("perplexity",) else 1)
+    for line, kind, value in cells:
+        spread = 0.0  # nothing is drawn
         if line.stage.startswith("twin_check"):  # trained once only: as far as any score moves
-            spread = max(scores, default=math.nan)
-        elif not _number(line.sd):  # nothing is drawn
-            spread = 0.0
-        found.append(max(DEVIATIONS * spread, MIN_RELATIVE * value))
+            spread = largest
+        elif kind and _number(line.sd):
+            spread = pooled[kind] * (value if kind == PERPLEXITY else 1)
+        found.append(max(DEVIATIONS * spread, MIN_RELATIVE * value) if kind else 0.0)
     return found
 
 
@@ -97,105 +93,84 @@ def _kind(line) -> tuple | None:
     if line.metric in EXACT or _number(line.ours) is None:
         return None
     if "perplexity" in (line.metric + line.unit):
-        return ("perplexity",)
+        return PERPLEXITY
     if line.table == "7":
         return ("task", "ablation")
     return ("average" if line.column.startswith("Average") else "task", line.row)
 
 
 def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+    value = value_of(text)
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def read_tables(folder: Path) -> pandas.DataFrame:
-    """All cells of Tables 1-7 that a report folder has a value for, as text; ValueError where it has no table."""
+    """All cells of Tables 1-7 that a report folder has a value for, as text; ValueError without a table."""
     import pandas
 
     files = [folder / f"table{number}.csv" for number in TABLES]
-    frames = [pandas.read_csv(file, dtype=str, keep_default_na=False) for file in files if file.is_file()]
+    frames = [read_csv_as_text(file) for file in files if file.is_file()]
     if not frames:
         raise ValueError(f"{folder} holds no table (tableN.csv): run its profile again")
     frame = pandas.concat(frames, ignore_index=True)
-    kept = (frame["ours"] != "") & ~frame["metric"].isin(OF_THE_MACHINE) & ~frame["column"].isin((FOLLOWS_THE_PROCESSOR, *OF_THE_SEEDS))
-    return frame[kept].drop_duplicates(["table", "row", "column", "metric"]).reset_index(drop=True)
+    left_out = frame["metric"].isin(OF_THE_MACHINE) | frame["column"].isin((PRECISION, *OF_THE_SEEDS))
+    kept = frame[(frame["ours"] != "") & ~left_out]
+    return kept.drop_duplicates(KEYS).reset_index(drop=True)
 
 
 def compare_cells(folder: Path, reference: Path) -> list[Cell]:
-    """Every cell that both reports have; ValueError for folders that are no reports, or reports of unlike runs."""
-    ours, theirs = read_run(folder), read_run(reference)
+    """Every cell that both reports have; ValueError for no reports, or for reports of unlike runs."""
+    ours, theirs = ({**run, "overrides": ", ".join(run["overrides"]) or "none"}
+                    for run in map(read_run, (folder, reference)))
     for name in ("profile", "corpus", "overrides"):
         if ours[name] != theirs[name]:
-            shown = [", ".join(run[name]) or "none" if name == "overrides" else run[name]
-                     for run in (ours, theirs)]
             raise ValueError(
-                f"{folder} and {reference} are reports of unlike runs ({name} {shown[0]} against {shown[1]}): "
-                "only reports of the same profile, text and settings can be compared"
-            )
+                f"{folder} and {reference} are reports of unlike runs ({name} {ours[name]} against "
+                f"{theirs[name]}): only reports of the same profile, text and settings can be compared")
     expected = read_tables(reference)
     expected["tolerance"] = tolerances(expected)
-    both = read_tables(folder).merge(expected, on=["table", "row", "column", "metric"],
-                                     suffixes=("", "_reference"))
-    return [
-        Cell(int(line.table), line.row, line.column, line.metric, line.ours, line.ours_reference,
-             line.tolerance)
-        for line in both.itertuples()
-    ]
+    both = read_tables(folder).merge(expected, on=KEYS, suffixes=("", "_there"))
+    return [Cell(int(line.table), line.row, line.column, line.metric, line.ours, line.ours_there,
+                 line.tolerance) for line in both.itertuples()]
 
 
 def reasons(folder: Path, reference: Path) -> list[str]:
     """In what the two runs differ that may move numbers: processor, precision, versions, seeds."""
     ours, theirs = read_run(folder), read_run(reference)
-    found = []
-    here, there = (run["environment"] for run in (ours, theirs))
-    for name in ("device", "python", "system"):
-        if here.get(name) != there.get(name):
-            found.append(f"{name} {here.get(name)} against {there.get(name)}")
-    packages, others = here.get("packages", {}), there.get("packages", {})
-    found += [f"{name} {packages[name]} against {others.get(name)}"
-              for name in packages if packages[name] != others.get(name)]
-    precisions = [_precision(path) for path in (folder, reference)]
-    if precisions[0] != precisions[1]:
-        found.append(f"precision {precisions[0]} against {precisions[1]}")
-    if ours["seeds"] != theirs["seeds"]:
-        found.append(f"means of {ours['seeds']} against {theirs['seeds']} seeds")
-    return found
+    here, there = (
+        {**{name: run["environment"].get(name) for name in ("device", "python", "system")},
+         **run["environment"].get("packages", {}), "precision": _precision(path)}
+        for run, path in ((ours, folder), (theirs, reference)))
+    found = [f"{name} {value} against {there.get(name)}"
+             for name, value in here.items() if value != there.get(name)]
+    seeds = f"means of {ours['seeds']} against {theirs['seeds']} seeds"
+    return found + [seeds] * (ours["seeds"] != theirs["seeds"])
 
 
 def _precision(folder: Path) -> str:
-    import pandas
-
     file = folder / "table2.csv"
     if not file.is_file():
         return "unknown"
-    frame = pandas.read_csv(file, dtype=str, keep_default_na=False)
-    return " / ".join(dict.fromkeys(frame.loc[frame["column"] == FOLLOWS_THE_PROCESSOR, "ours"])) or "unknown"
-
-
-def _shown(path: Path) -> str:
-    """A path below the checkout without the checkout's folder."""
-    path = path.absolute()
-    return path.relative_to(PROJECT_ROOT).as_posix() if path.is_relative_to(PROJECT_ROOT) else str(path)
+    frame = read_csv_as_text(file)
+    return " / ".join(dict.fromkeys(frame.loc[frame["column"] == PRECISION, "ours"])) or "unknown"
 
 
 def compare_reports(folder: Path, reference: Path, most: int = 10) -> str:
     """The comparison as text of a few lines; ValueError for unlike reports (compare_cells)."""
     cells = compare_cells(folder, reference)
     outside = [cell for cell in cells if not cell.agrees]
+    shown = reference.absolute()  # below the checkout without the checkout's folder
+    if shown.is_relative_to(PROJECT_ROOT):
+        shown = shown.relative_to(PROJECT_ROOT)
     lines = [
-        f"{len(cells) - len(outside)} of {len(cells)} cells of Tables 1-7 agree with {_shown(reference)} "
-        f"(within {DEVIATIONS} standard deviations of one seed, at least {MIN_RELATIVE:.0%}; shapes and counts exactly)"
+        f"{len(cells) - len(outside)} of {len(cells)} cells of Tables 1-7 agree with {shown.as_posix()} "
+        f"(within {DEVIATIONS} standard deviations of one seed, at least {MIN_RELATIVE:.0%}; shapes and "
+        "counts exactly)"
     ]
-    for cell in outside[:most]:
-        lines.append(
-            f"  Table {cell.table}, {cell.row}, {cell.column} ({cell.metric}): {cell.ours} here, "
-            f"{cell.reference} there, tolerance {cell.tolerance:.3g}"
-        )
+    lines += [f"  Table {cell.table}, {cell.row}, {cell.column} ({cell.metric}): {cell.ours} here, "
+              f"{cell.reference} there, tolerance {cell.tolerance:.3g}" for cell in outside[:most]]
     if len(outside) > most:
         lines.append(f"  and {len(outside) - most} more")
-    if why := reasons(folder, reference):
-        lines.append(f"  {'they may differ because of' if outside else 'the runs differ in'}: {'; '.join(why)}")
+    if why := "; ".join(reasons(folder, reference)):
+        lines.append(f"  {'they may differ because of' if outside else 'the runs differ in'}: {why}")
     return "\n".join(lines)

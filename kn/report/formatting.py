@@ -1,7 +1,5 @@
 """Numbers as a reader sees them, names of files and anchors, cautions about a run."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -15,14 +13,11 @@ def format_number(value: Any, sign: bool = False, points: bool = False) -> str:
     size = abs(value)
     if points:
         text = f"{size:.2f}"
-    elif value == 0:
-        text = "0"
-    elif size >= 1000 or isinstance(value, int) or (float(value).is_integer() and size >= 100):
+    elif size >= 1000 or isinstance(value, int) or (float(value).is_integer() and not 0 < size < 100):
         text = f"{size:,.0f}"
     else:
         text = f"{size:.1f}" if size >= 100 else f"{size:.2f}" if size >= 1 else f"{size:.3g}"
-        text = text.replace("e-0", "e-")
-    return ("−" if value < 0 else "+" if sign else "") + text
+    return ("−" if value < 0 else "+" if sign else "") + text.replace("e-0", "e-")
 
 
 def format_range(low: float, high: float, sign: bool = False, points: bool = False) -> str:
@@ -56,21 +51,16 @@ def distinct(values: Any) -> str:
 def cautions(records: list[dict], profile: str) -> list[str]:
     """What a reader must know before any number: stand-in data, another corpus, mixed versions."""
     found = [] if profile == "paper" else [f"{profile}: documentation text, not the paper's data"]
-    metrics = [record["metrics"] for record in records]
-    if any(entry.get("as_committed") is False for entry in metrics):
-        found.append(
-            "the text of this run is not the committed corpus (other package versions?): numbers may differ "
-            "from the committed ones"
-        )
-    if any(entry.get("weights") == "random" for entry in metrics):
-        data = "models with random weights and partly carved data"
-        found.append(f"a rehearsal: {data}, the numbers mean nothing")
+    if any(record["metrics"].get("as_committed") is False for record in records):
+        found.append("the text of this run is not the committed corpus (other package versions?): numbers "
+                     "may differ from the committed ones")
+    if any(record["metrics"].get("weights") == "random" for record in records):
+        found.append("a rehearsal: models with random weights and partly carved data, the numbers mean "
+                     "nothing")
     packages = [record["provenance"].get("packages") or {} for record in records]
     for name in ("torch", "transformers"):
         versions = sorted({str(entry[name]) for entry in packages if entry.get(name)})
         if len(versions) > 1:
-            found.append(
-                f"stages were made with {name} {' and '.join(versions)}: numbers of one table may differ for "
-                "that alone; make all with one, in a store of its own (KN_HOME=…)"
-            )
+            found.append(f"stages were made with {name} {' and '.join(versions)}: numbers of one table may "
+                         "differ for that alone; make all with one, in a store of its own (KN_HOME=…)")
     return found

@@ -1,9 +1,8 @@
 """The paper's algebra (§3), checked in float64: each check gives (whether it holds, a value, its unit)."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -96,12 +95,10 @@ def dimensions() -> Result:
         return [model.transformer.wte.embedding_dim, *map(_out_features, layers)]
 
     with torch.device("meta"):
-        teacher = GPT2LMHeadModel(GPT2Config())
         spec = dataclasses.asdict(KroneckerSpec())
-        student = KnGPT2LMHeadModel(KnGPT2Config(tie_word_embeddings=False, kronecker=spec))
-    left, right = widths(student), widths(teacher)
-    equal = sum(a == b for a, b in zip(left, right, strict=True))
-    return left == right, float(equal), f"of {len(right)} widths"
+        student = widths(KnGPT2LMHeadModel(KnGPT2Config(tie_word_embeddings=False, kronecker=spec)))
+        teacher = widths(GPT2LMHeadModel(GPT2Config()))
+    return student == teacher, float(sum(map(operator.eq, student, teacher))), f"of {len(teacher)} widths"
 
 
 def _out_features(layer: Any) -> int:

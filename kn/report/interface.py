@@ -4,8 +4,6 @@
 own, and only where the sources have changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import subprocess
@@ -23,10 +21,8 @@ def source_hash() -> str:
     """Hash over the sources of the documented modules and the style of their pages."""
     documented = sorted(path for path in PACKAGE.rglob("*.py")
                         if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in ROOMS)
-    digest = hashlib.sha256()
-    for path in [PACKAGE / "__init__.py", Path(__file__), TEMPLATES / "custom.css", *documented]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    sources = [PACKAGE / "__init__.py", Path(__file__), TEMPLATES / "custom.css", *documented]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def write_interface(folder: Path) -> None:
@@ -38,13 +34,13 @@ def write_interface(folder: Path) -> None:
     if importlib.util.find_spec("pdoc") is None:
         print("note: pdoc is not installed, the pages of the interface are not written")
         return
-    command = [sys.executable, "-m", "kn.report.interface", str(target)]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "kn.report.interface", str(target)], cwd=PROJECT_ROOT,
+                          capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         print(f"note: the pages of the interface are not written: {reason}")
-        return
-    write_atomic(stamp, current + "\n")
+    else:
+        write_atomic(stamp, current + "\n")
 
 
 def render(folder: Path) -> None:

@@ -55,7 +55,7 @@ class SeedValues:
         """The entries at a dotted path of values that are dictionaries; empty where none has one."""
         entries = {seed: nested(value, path) for seed, value in self.values.items()}
         found = {seed: entry for seed, entry in entries.items() if entry is not None}
-        return SeedValues(found, self.stages) if found else SeedValues()
+        return SeedValues(found, self.stages if found else [])
 
     def mean(self) -> float | None:
         """The mean over seeds; None without a value."""
@@ -102,15 +102,13 @@ def glue_score(records: list[dict], row: str, task: str, split: str = "dev") -> 
 
 def simple_baselines(records: list[dict], task: str) -> dict[str, SeedValues]:
     """Dev scores of methods without a pre-trained model; of the two one-sentence models the better one."""
-    checks = ("random", "first_sentence", "second_sentence")
     random, *single = (select_metric(records, "dev.headline", "twin_check", task=task, kind=kind)
-                       for kind in checks)
-    better = max(single, key=lambda found: -math.inf if (mean := found.mean()) is None else mean)
+                       for kind in ("random", "first_sentence", "second_sentence"))
     return {
         "Majority class": select_metric(records, f"{task}.majority.headline", "twins"),
         "Word list": select_metric(records, f"{task}.word_list.headline", "twins"),
         "Random initialisation": random,
-        "One sentence only": better,
+        "One sentence only": max(single, key=lambda found: (bool(found.values), found.mean())),
     }
 
 

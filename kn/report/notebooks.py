@@ -1,7 +1,5 @@
 """Executes the notebooks with papermill as their stages finish, and writes a run's report around them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -22,20 +20,18 @@ from kn.suite.provenance import environment
 from kn.suite.store import Stage, Store
 
 SOURCE = PROJECT_ROOT / "notebooks"
-KERNEL_DIED = (
-    "its kernel ended: out of memory, or killed; run the same command again, with --jobs 1 if it was memory"
-)
+KERNEL_DIED = ("its kernel ended: out of memory, or killed; run the same command again, with --jobs 1 if it "
+               "was memory")
 RENDERING = (".py", ".csv", ".css", ".html")  # kinds of files in kn/paper and kn/report that shape a report
 
 
 def key_of(source: Path, parameters: dict, plan: list[Stage]) -> str:
     """Hash over the notebook's source cells, its parameters, its stages and the code that renders them."""
     cells = [cell["source"] for cell in json.loads(source.read_text())["cells"]]
-    files = [path for room in ("paper", "report")
-             for path in sorted((PACKAGE / room).rglob("*.*")) if path.suffix in RENDERING]
-    code = [path.read_text(encoding="utf-8") for path in files]
-    stages = [stage.path for stage in plan]
-    return hashlib.sha256(json.dumps([cells, parameters, stages, code]).encode()).hexdigest()[:16]
+    code = [path.read_text(encoding="utf-8") for room in ("paper", "report")
+            for path in sorted((PACKAGE / room).rglob("*.*")) if path.suffix in RENDERING]
+    content = [cells, parameters, [stage.path for stage in plan], code]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def execute(source: Path, target: Path, parameters: dict) -> str | None:
@@ -51,10 +47,9 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     # another process may write the same report
     failure, part = None, target.with_suffix(f".{os.getpid()}.part.ipynb")
     # at level ERROR the kernel reports the interrupt that ends every kernel; errors of cells are raised here
-    options = {"kernel_name": "python3", "progress_bar": False,
-               "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
+    quiet = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
     try:
-        papermill.execute_notebook(str(source), str(part), parameters, cwd=str(SOURCE), **options)
+        papermill.execute_notebook(str(source), str(part), parameters, "python3", cwd=str(SOURCE), **quiet)
     except papermill.PapermillExecutionError as error:
         failure = f"{source.name}: {error.ename}: {error.evalue}".splitlines()[0]
     except Exception as error:  # a kernel that dies raises many kinds
@@ -82,45 +77,41 @@ def finished(path: Path) -> dict[str, str]:
 
 
 class NotebookRunner:
-    """Executes a run's notebooks in a thread of its own, one after another, each as soon as its stages are finished.
+    """Executes a run's notebooks in a thread of its own, one by one, each as soon as its stages are finished.
 
-    `update` takes the paths of the finished stages while the run goes on; `finish` executes the rest, writes the
-    index, run.json and the front page. A notebook that is unchanged since the last run is not executed again.
+    `update` takes the paths of the finished stages while the run goes on; `finish` executes the rest, writes
+    the index, run.json and the front page. A notebook unchanged since the last run is not executed again.
     """
 
     def __init__(self, profile: str, tables: list[int | str], seeds: int, store: Store):
         self.profile, self.tables, self.seeds, self.store = profile, tables, seeds, store
         self.folder, self.overrides = run.report_folder(profile), run.environment_overrides()
+        self.settings = profiles.load(profile, self.overrides)
         self.done = finished(self.folder / "run.json")
         self.failures: list[str] = []
+        self.seconds = 0.0  # of execution
         os.environ[run.READ_ONLY] = "1"
         # a kernel of an environment without kn finds it
         search = (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.seconds = 0.0  # of execution
         scores = os.environ.get("KN_GLUE_SCORES")
-        inputs = {"profile": profile, "seeds": seeds, "overrides": self.overrides}
-        inputs["scores"] = Path(scores).read_text(encoding="utf-8") if scores else ""
-        settings = profiles.load(profile, self.overrides)
-        wanted = {file_stem(key): [key] for key in tables}
+        inputs = {"profile": profile, "seeds": seeds, "overrides": self.overrides,
+                  "scores": Path(scores).read_text(encoding="utf-8") if scores else ""}
+        notebooks: dict[str, list[int | str]] = {file_stem(key): [key] for key in tables}
         if set(TABLES) <= set(tables):
-            wanted["00_start_here"] = list(TABLES)
+            notebooks["00_start_here"] = list(TABLES)
         self.waiting: dict[str, tuple[str, set[str]]] = {}  # notebook: (key, paths of its stages)
-        for name, keys in wanted.items():
-            stages, _ = plan_stages(settings, keys, seeds)
-            self.waiting[name] = key_of(SOURCE / f"{name}.ipynb", inputs, stages), {stage.path
-                                                                                    for stage in stages}
+        for name, keys in notebooks.items():
+            stages, _ = plan_stages(self.settings, keys, seeds)
+            key = key_of(SOURCE / f"{name}.ipynb", inputs, stages)
+            self.waiting[name] = key, {stage.path for stage in stages}
         self.thread = ThreadPoolExecutor(1)
 
     def update(self, paths: set[str]) -> None:
         """Execute the notebooks whose stages are all among these finished ones."""
         for name in [name for name, (_, needed) in self.waiting.items() if needed <= paths]:
-            self._start(name)
-
-    def _start(self, name: str) -> None:
-        key, _ = self.waiting.pop(name)
-        self.thread.submit(self._execute, name, key)
+            self.thread.submit(self._execute, name, self.waiting.pop(name)[0])
 
     def _execute(self, name: str, key: str) -> None:
         """Execute one notebook unless it is unchanged; what happened is printed beside the progress bar."""
@@ -141,24 +132,21 @@ class NotebookRunner:
 
     def finish(self, plan: list[Stage]) -> int:
         """Execute the other notebooks, then write the pages; returns 1 if any notebook failed, else 0."""
-        for name in list(self.waiting):
-            self._start(name)
+        self.update({path for _, needed in self.waiting.values() for path in needed})
         self.thread.shutdown(wait=True)
         del os.environ[run.READ_ONLY]
         started = time.monotonic()
-        found = [stage for stage in plan if self.store.has(stage)]
-        records = run.records(self.store, found)
+        records = run.records(self.store, [stage for stage in plan if self.store.has(stage)])
         fingerprint = next((r["metrics"]["fingerprint"] for r in records if r["stage"] == "corpus"), None)
         made = {"seeds": self.seeds, "tables": self.tables, "overrides": list(self.overrides),
                 "corpus": fingerprint}
-        settings = profiles.load(self.profile, self.overrides)
-        everything, _ = plan_stages(settings, (*TABLES, *BEYOND), self.seeds)  # of earlier runs, too
+        everything, _ = plan_stages(self.settings, (*TABLES, *BEYOND), self.seeds)  # of earlier runs, too
         known = run.records(self.store, [stage for stage in everything if self.store.has(stage)])
         switched = run.switched_records(self.profile, self.seeds)
         page = report.write_index(known, self.profile, self.folder, switched, made)
         provenance = [record["provenance"] for record in records]
         summary = {
-            "profile": self.profile, **made, "stages": len(plan), "finished": len(found),
+            "profile": self.profile, **made, "stages": len(plan), "finished": len(records),
             "stage_seconds": round(sum(entry["wall_seconds"] for entry in provenance), 1),
             "report_seconds": round(self.seconds + time.monotonic() - started, 1),
             "peak_bytes_of_a_stage": max((entry["peak_bytes"] for entry in provenance), default=0),
@@ -190,7 +178,7 @@ def _say(text: str) -> None:
 
 
 def compare_with_published(folder: Path) -> str:
-    """How a report compares with the published one of its profile, also left in its folder; "" where there is none."""
+    """How a report compares with the published one, also left in its folder; "" where there is none."""
     reference = publish.PUBLISHED / folder.name
     if not reference.is_dir():
         return ""

@@ -4,8 +4,6 @@ fragment(frame)    a table, the trends, the ledger or the readings alone, for a 
 index_page, table_page, records_page, claims_page, how_page, failed_page, front_page, failed_notebook_page
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -46,11 +44,10 @@ ENVIRONMENT.filters["inline"] = inline
 ENVIRONMENT.globals |= {"verdict_kinds": views.VERDICT_KINDS, "verdict_signs": views.VERDICT_SIGNS}
 
 
-def _page(template: str, title: str, profile: str, records: list[dict], here: str, **data: Any) -> str:
-    data = {"menu": MENU, "provenance": views.provenance(records), **data}
-    warnings = cautions(records, profile) if profile else []
-    return ENVIRONMENT.get_template(template).render(title=title, profile=profile, here=here,
-                                                     cautions=warnings, **data)
+def _page(here: str, title: str, profile: str, records: list[dict], template: str = "", **data: Any) -> str:
+    data = {"menu": MENU, "provenance": views.provenance(records), "title": title, "profile": profile,
+            "here": here, "cautions": cautions(records, profile) if profile else [], **data}
+    return ENVIRONMENT.get_template(template or here).render(data)
 
 
 def fragment(frame: pandas.DataFrame) -> str:
@@ -58,18 +55,15 @@ def fragment(frame: pandas.DataFrame) -> str:
     return ENVIRONMENT.get_template("fragment.html").render(table=views.table_view(frame))
 
 
-def section(
-    key: int | str, frame: pandas.DataFrame, figure: Figure, records: list[dict], links: dict[str, str],
-    averages: pandas.DataFrame | None = None, claims: pandas.DataFrame | None = None,
-) -> dict[str, Any]:
+def section(key: int | str, frame: pandas.DataFrame, figure: Figure, records: list[dict],
+            links: dict[str, str], averages: pandas.DataFrame | None = None,
+            claims: pandas.DataFrame | None = None) -> dict[str, Any]:
     """The data of one table's part of a page: note, table, averages, claims, plot."""
     stem, table = file_stem(key), TABLES[key]
+    short = f"Table {key}" if isinstance(key, int) else table.title.rpartition(": ")[2].capitalize()
     return {
-        "id": stem,
-        "title": f"Table {key}. {table.title}" if isinstance(key, int) else table.title,
-        "short": f"Table {key}" if isinstance(key, int) else table.title.rpartition(": ")[2].capitalize(),
-        "note": Markup(table.note),
-        "training": training_settings(key, records),
+        "id": stem, "title": f"{short}. {table.title}" if isinstance(key, int) else table.title,
+        "short": short, "note": Markup(table.note), "training": training_settings(key, records),
         "table": views.table_view(frame, links),
         "averages": [] if averages is None else views.averages_view(averages),
         "claims": None if claims is None else views.table_view(claims),
@@ -77,62 +71,49 @@ def section(
     }
 
 
-def table_page(
-    key: int | str, frame: pandas.DataFrame, records: list[dict], profile: str, figure: Figure,
-    **more: pandas.DataFrame | None
-) -> str:
+def table_page(key: int | str, frame: pandas.DataFrame, records: list[dict], profile: str, figure: Figure,
+               **more: pandas.DataFrame | None) -> str:
     """The page of one table; the stages behind its numbers stand below it: every link stays on the page."""
     used = {path for stages in frame["stage"] for path in stages.split(";")}
     behind = [record for record in records if record["path"] in used]
-    shown = section(key, frame, figure, records, {record["path"]: f"#{anchor(record)}" for record in behind},
-                    **more)
-    data = {"section": shown, "provenance": views.provenance(behind),
-            "groups": views.stage_groups(behind, profile)}
-    return _page("table.html", shown["title"], profile, records, f"{shown['id']}.html", **data)
+    links = {record["path"]: f"#{anchor(record)}" for record in behind}
+    shown = section(key, frame, figure, records, links, **more)
+    return _page(f"{shown['id']}.html", shown["title"], profile, records, "table.html", section=shown,
+                 provenance=views.provenance(behind), groups=views.stage_groups(behind, profile))
 
 
-def index_page(
-    sections: list[dict], trends: pandas.DataFrame, ledger: pandas.DataFrame, benchmarks: list[dict],
-    records: list[dict],
-    profile: str,
-) -> str:
+def index_page(sections: list[dict], trends: pandas.DataFrame, ledger: pandas.DataFrame,
+               benchmarks: list[dict], records: list[dict], profile: str) -> str:
     """The page with verdicts, trends, all tables and their plots, and the benchmarks."""
     contents = [("verdicts", "Verdicts"), ("trends", "Trends"),
-                *((part["id"], part["short"]) for part in sections)]
-    data = {
-        "contents": contents + [("speed", "Speed")] * bool(benchmarks), "sections": sections,
-        "benchmarks": benchmarks,
-        "matrix": views.verdict_matrix({profile: ledger}, "claims.html"), "trends": views.table_view(trends),
-    }
-    return _page("index.html", f"KnGPT2, reproduced: {profile}", profile, records, "index.html", **data)
+                *((part["id"], part["short"]) for part in sections), *[("speed", "Speed")] * bool(benchmarks)]
+    return _page("index.html", f"KnGPT2, reproduced: {profile}", profile, records, contents=contents,
+                 sections=sections, benchmarks=benchmarks, trends=views.table_view(trends),
+                 matrix=views.verdict_matrix({profile: ledger}, "claims.html"))
 
 
 def benchmark_view(frame: pandas.DataFrame, figure: Figure) -> dict[str, Any]:
     """What benchmarks/speed.py measured on one machine: the plot, and all its lines."""
     machine = {name: str(frame[name].iloc[0]) for name in ("device", "threads", "torch")}
-    lines = frame[BENCHMARK_COLUMNS].itertuples(index=False, name=None)
+    rows = [list(map(str, line)) for line in frame[BENCHMARK_COLUMNS].itertuples(index=False)]
     plot = Markup(svg(figure, "the speed of layers and models"))
-    return {**machine, "plot": plot, "columns": BENCHMARK_COLUMNS,
-            "rows": [list(map(str, line)) for line in lines]}
+    return {**machine, "plot": plot, "columns": BENCHMARK_COLUMNS, "rows": rows}
 
 
 def records_page(records: list[dict], profile: str) -> str:
     """Every stage with its fields, metrics, provenance and path; the seeds of one stage side by side."""
     kinds = list(dict.fromkeys(record["stage"] for record in records))
-    data = {"kinds": kinds, "groups": views.stage_groups(records, profile)}
-    return _page("records.html", "Stages", profile, records, "records.html", **data)
+    return _page("records.html", "Stages", profile, records, kinds=kinds,
+                 groups=views.stage_groups(records, profile))
 
 
 def claims_page(ledger: pandas.DataFrame, effects: pandas.DataFrame, records: list[dict],
                 profile: str) -> str:
     """The ledger of claims, and what each reading of the paper changes."""
-    data = {
-        "ledger": views.table_view(ledger), "effects": views.table_view(effects),
-        "printed": views.count_verdicts(list(ledger["paper"])),
-        "ours": views.count_verdicts(list(ledger["ours"])),
-        "turned": sorted(set(effects.loc[effects["turned"] == "yes", "reading"])),
-    }
-    return _page("claims.html", "Claims, judged", profile, records, "claims.html", **data)
+    printed, ours = (views.count_verdicts(list(ledger[column])) for column in ("paper", "ours"))
+    turned = sorted(set(effects.loc[effects["turned"] == "yes", "reading"]))
+    return _page("claims.html", "Claims, judged", profile, records, ledger=views.table_view(ledger),
+                 effects=views.table_view(effects), printed=printed, ours=ours, turned=turned)
 
 
 def how_page(records: list[dict], profile: str, run: dict) -> str:
@@ -158,18 +139,14 @@ def how_page(records: list[dict], profile: str, run: dict) -> str:
         "corpus": str(run.get("corpus") or ""),
         "work": f"{len(records)} stages, {minutes:.0f} minutes of one process",
     }
-    kinds: dict[str, list[dict]] = {}
-    for record in records:
-        kinds.setdefault(record["stage"], []).append(record["provenance"])
     rows = []
-    for kind, members in kinds.items():
-        seconds = [entry.get("wall_seconds") or 0 for entry in members]
-        cells = [len(members), f"{sum(seconds) / 60:.1f}", f"{max(seconds):.0f}",
-                 distinct(e.get("device") for e in members)]
-        rows.append({"kind": kind, "cells": cells})
+    for kind in dict.fromkeys(record["stage"] for record in records):
+        made = [record["provenance"] for record in records if record["stage"] == kind]
+        seconds = [entry.get("wall_seconds") or 0 for entry in made]
+        rows.append({"kind": kind, "cells": [len(made), f"{sum(seconds) / 60:.1f}", f"{max(seconds):.0f}",
+                                             distinct(entry.get("device") for entry in made)]})
     facts = {key: value for key, value in facts.items() if value}
-    return _page("how.html", "How this was made", profile, records, "how.html", facts=facts, command=command,
-                 rows=rows)
+    return _page("how.html", "How this was made", profile, records, facts=facts, command=command, rows=rows)
 
 
 def negative_results(log: str) -> list[tuple[str, list[str]]]:
@@ -185,14 +162,11 @@ def negative_results(log: str) -> list[tuple[str, list[str]]]:
 
 def failed_page(log: str, records: list[dict], profile: str) -> str:
     """What was tried and did not help, by date, from the text of LOG.md."""
-    data = {"entries": negative_results(log), "mark": NEGATIVE}
-    return _page("failed.html", "What failed", profile, records, "failed.html", **data)
+    return _page("failed.html", "What failed", profile, records, entries=negative_results(log), mark=NEGATIVE)
 
 
-def front_page(
-    reports: dict[str, tuple[pandas.DataFrame, dict]], interface: str = "",
-    comparisons: dict[str, str] | None = None
-) -> str:
+def front_page(reports: dict[str, tuple[pandas.DataFrame, dict]], interface: str = "",
+               comparisons: dict[str, str] | None = None) -> str:
     """The page above the profiles, {profile: (ledger, run.json)}.
 
     `interface` is a link to pdoc's pages, `comparisons` says how reports compare with the published ones.
@@ -200,14 +174,13 @@ def front_page(
     cards = []
     for name, (ledger, run) in reports.items():
         seeds, device = run.get("seeds", "?"), run.get("environment", {}).get("device", "")
-        verdicts = views.count_verdicts(list(ledger["ours"]))
         cards.append({"name": name, "run": f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {device}",
-                      "verdicts": verdicts})
+                      "verdicts": views.count_verdicts(list(ledger["ours"]))})
     menu = [*((f"{name}/index.html", name) for name in reports),
             *[(interface, "Interface")] * bool(interface)]
     matrix = views.verdict_matrix({name: ledger for name, (ledger, _) in reports.items()})
-    data = {"menu": menu, "cards": cards, "matrix": matrix, "comparisons": comparisons or {}}
-    return _page("front.html", "KnGPT2: does the paper hold?", "", [], "", **data)
+    return _page("", "KnGPT2: does the paper hold?", "", [], "front.html", menu=menu, cards=cards,
+                 matrix=matrix, comparisons=comparisons or {})
 
 
 def failed_notebook_page(notebook: Any, failure: str) -> str:
@@ -220,5 +193,4 @@ def failed_notebook_page(notebook: Any, failure: str) -> str:
             lines = output.get("traceback") or [text]
             outputs.append({"text": ANSI.sub("", "\n".join(lines)), "failed": "traceback" in output})
         cells.append({"source": cell.source, "code": cell.cell_type == "code", "outputs": outputs})
-    return _page("failed_notebook.html", "A notebook that failed", "", [], "", menu=MENU, cells=cells,
-                 failure=failure)
+    return _page("", "A notebook that failed", "", [], "failed_notebook.html", cells=cells, failure=failure)

@@ -1,7 +1,5 @@
 """The plots of a report: a function per table that draws on a figure, and SVG in the colours of the page."""
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Callable
@@ -9,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -24,7 +23,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "grid.color": GREY + "55", "grid.linewidth": 0.5,
 }
-ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0}  # a legend over the axes
+ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0}  # over the axes
 HEIGHTS = {"alignment": 3.8, "compression": 4.6, "speed": 6}  # inches; the others have 3.3
 
 
@@ -50,9 +49,6 @@ def svg(figure: Figure, name: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="plot of {name}" ', 1)
 
 
-# ---------------------------------------------------------------- Tables 1-7
-
-
 def parameter_counts(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> None:
     """Table 1: both counts of parameters, a line per model."""
     counts = frame[frame["metric"] == "count"]
@@ -62,30 +58,28 @@ def parameter_counts(figure: Figure, frame: pandas.DataFrame, records: list[dict
 
 def loss_terms(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> None:
     """Table 2: the four terms of the loss during each pre-training of seed 0."""
-    objectives = ["lm", "kd", "lm_kd"]
-    lines = []
+    colours, lines = dict(zip(("lm", "kd", "lm_kd"), PALETTE, strict=False)), []
     for record in _logged(records, "pretrain"):
         on, objective = record["fields"]["on"], record["fields"]["objective"]
-        style = {"color": PALETTE[objectives.index(objective)], "ls": "--" if on == "wiki" else "-"}
-        lines.append((record, {**style, "label": f"{objective.upper().replace('_', ' + ')} on {on}"}))
+        label = f"{objective.upper().replace('_', ' + ')} on {on}"
+        style = {"color": colours[objective], "ls": "--" if on == "wiki" else "-", "label": label}
+        lines.append((record, style))
     _curves(figure, lines, "step", "step", ["embedding", "attention", "hidden", "cross_entropy"])
 
 
 def training_logs(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> None:
     """Table 3: loss and validation perplexity of the two pretrained models."""
-    lines = [
-        (record, {"color": PALETTE[index % 5], "label": record["fields"]["model"]})
-        for index, record in enumerate(_logged(records, "pretrained"))
-    ]
+    lines = [(record, {"color": PALETTE[index % 5], "label": record["fields"]["model"]})
+             for index, record in enumerate(_logged(records, "pretrained"))]
     _curves(figure, lines, "tokens", "tokens seen", ["loss", "valid_perplexity"])
 
 
 def perplexities(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> None:
     """Table 4: perplexity after fine-tuning, and before it."""
     left, right = figure.subplots(1, 2)
+    before = frame[frame["row"] == "Perplexity before this training"]
     _points(left, frame[frame["row"] == "Perplexity"], "column", "test perplexity (log axis)")
-    _points(right, frame[frame["row"] == "Perplexity before this training"], "column",
-            "before fine-tuning (log axis)")
+    _points(right, before, "column", "before fine-tuning (log axis)")
 
 
 def glue_scores(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> None:
@@ -97,11 +91,10 @@ def glue_scores(figure: Figure, frame: pandas.DataFrame, records: list[dict]) ->
     width = 0.84 / len(rows)
     for index, (row, colour) in enumerate(zip(rows, PALETTE, strict=False)):
         cells = frame[frame["row"] == row].set_index("column").reindex(columns)
-        x = [place + (index - (len(rows) - 1) / 2) * width for place in range(len(columns))]
+        x = np.arange(len(columns)) + (index - (len(rows) - 1) / 2) * width
         error = {"yerr": cells["sd"].fillna(0), "error_kw": {"lw": 0.8, "ecolor": GREY}}
         axis.bar(x, cells["ours"].astype(float), 0.9 * width, color=colour, label=row, **error)
-        left, right = ([place + side * width / 2 for place in x] for side in (-1, 1))
-        axis.hlines(cells["paper"].astype(float), left, right, color=GREY, lw=1.4)
+        axis.hlines(cells["paper"].astype(float), x - width / 2, x + width / 2, color=GREY, lw=1.4)
     axis.plot([], [], color=GREY, lw=1.4, label="printed in the paper")
     axis.set_xticks(range(len(columns)), [name.replace(" (", "\n(") for name in columns])
     axis.set_ylabel("score, %")
@@ -115,9 +108,6 @@ def ablation(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> No
     _points(right, frame[frame["column"] == "MNLI (f1)"], "row", "MNLI f1, %", log=False)
 
 
-# ---------------------------------------------------------------- beyond the paper
-
-
 def alignment(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> None:
     """beyond_alignment: the cost of each ingredient; perplexity against shares of the training."""
     known = frame[frame["ours"].notna()]
@@ -126,37 +116,33 @@ def alignment(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> N
     rows = list(dict.fromkeys(untrained["row"]))
     for index, (column, cells) in enumerate(untrained.groupby("column", sort=True)):
         y = [rows.index(row) + 0.12 - 0.24 * index for row in cells["row"]]
-        _errorbar(left, cells["ours"].astype(float), y, xerr=cells["sd"], fmt="os"[index],
-                  color=PALETTE[index],
-                  label=column.rpartition(", ")[2])
+        style = {"fmt": "os"[index], "color": PALETTE[index], "label": column.rpartition(", ")[2]}
+        _errorbar(left, cells["ours"].astype(float), y, xerr=cells["sd"], **style)
     if rows:
-        _log_axis(left, "x")
+        _log_axis(left, "x", "times the teacher's perplexity, no training (log axis)")
         left.axvline(1, color=INK, lw=1)
         left.set_yticks(range(len(rows)), [textwrap.fill(row.removeprefix("Aligned: "), 24) for row in rows])
-        left.set(xlabel="times the teacher's perplexity, no training (log axis)")
         left.legend(**ABOVE, ncols=2)
     web = known[known["column"].str.startswith("web text")]
     for index, start in enumerate(("svd", "aligned")):
         cells = web[web["method"] == start]
-        shares = [f"{share:g}" for share in cells["share"]]
-        if shares:
-            _errorbar(right, shares, cells["ours"].astype(float), yerr=cells["sd"], fmt="-" + "os"[index],
-                      color=PALETTE[index], label=METHOD_LABELS[start])
+        style = {"fmt": "-" + "os"[index], "color": PALETTE[index], "label": METHOD_LABELS[start]}
+        if len(cells):
+            shares = [f"{share:g}" for share in cells["share"]]
+            _errorbar(right, shares, cells["ours"].astype(float), yerr=cells["sd"], **style)
     for value in web.loc[web["method"] == "teacher", "ours"]:
         right.axhline(value, color=INK, lw=1, ls=":", label="teacher")
     if right.has_data():
-        _log_axis(right, "y")
-        right.set(xlabel="share of the light pre-training (0: none)",
-                  ylabel="test perplexity, web text (log axis)")
+        _log_axis(right, "y", "test perplexity, web text (log axis)")
+        right.set_xlabel("share of the light pre-training (0: none)")
         right.legend(loc="upper right")
 
 
 def compression(figure: Figure, frame: pandas.DataFrame, records: list[dict]) -> None:
     """beyond_compression: perplexity on web text against size, as made and after a short training."""
-    known = frame[frame["ours"].notna()]
     axes = figure.subplots(1, 2)
     for axis, when in zip(axes, ("as made", "trained"), strict=True):
-        _size_against_perplexity(axis, known, when)
+        _size_against_perplexity(axis, frame[frame["ours"].notna()], when)
     if axes[0].has_data():
         small = {"fontsize": 7.5, "columnspacing": 1.2, "handletextpad": 0.3}
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, **small)
@@ -168,15 +154,14 @@ def _size_against_perplexity(axis: Any, frame: pandas.DataFrame, when: str) -> N
     cells = frame[frame["column"] == f"{when}, web"].set_index("row")
     note = partial(axis.annotate, textcoords="offset points", fontsize=7)
     for method, colour in METHOD_COLOURS.items():
-        for layers, marker in (("odd", "o"), ("all", "s")):
+        offset = -9 if method == "narrow" else 3  # the narrow model lies on the aligned start
+        for layers, marker, fill in (("odd", "o", colour), ("all", "s", "none")):
             part = cells[(cells["method"] == method) & (cells["layers"] == layers)]
+            style = {"color": colour, "mfc": fill, "fmt": marker,
+                     "label": f"{METHOD_LABELS[method]}, {layers} layers"}
             if len(part):
-                label = f"{METHOD_LABELS[method]}, {layers} layers"
-                style = {"color": colour, "mfc": colour if layers == "odd" else "none", "fmt": marker}
-                ours = part["ours"].astype(float)
-                _errorbar(axis, sizes[part.index], ours, yerr=part["sd"], label=label, **style)
+                _errorbar(axis, sizes[part.index], part["ours"].astype(float), yerr=part["sd"], **style)
             for cell in part.itertuples():
-                offset = -9 if method == "narrow" else 3  # the narrow model lies on the aligned start
                 note(cell.factor, (sizes[cell.Index], cell.ours), xytext=(4, offset), color=colour)
     reference = frame[frame["column"] == "as made, web"].set_index("row")
     for method, marker, size, align in (("teacher", "*", 8, "right"), ("baseline", "D", 5, "center")):
@@ -184,10 +169,9 @@ def _size_against_perplexity(axis: Any, frame: pandas.DataFrame, when: str) -> N
             axis.plot(sizes[cell.Index], cell.ours, marker, color=INK, ms=size)
             note(cell.Index.partition(" (")[0], (sizes[cell.Index], cell.ours), xytext=(0, -10), ha=align)
     if len(cells):
-        _log_axis(axis, "y")
+        _log_axis(axis, "y", "test perplexity, web text (log axis)")
         axis.set(xlabel="parameters without the output embedding, M",
-                 ylabel="test perplexity, web text (log axis)")
-        axis.set_title(when if when == "as made" else "after a short training")
+                 title={"trained": "after a short training"}.get(when, when))
 
 
 def speed(figure: Figure, frame: pandas.DataFrame, records: list[dict] | None = None) -> None:
@@ -202,17 +186,13 @@ def speed(figure: Figure, frame: pandas.DataFrame, records: list[dict] | None = 
         height = 0.84 / max(1, len(variants))
         for index, variant in enumerate(variants):
             cells = part[part["variant"] == variant].drop_duplicates("case").set_index("case").reindex(cases)
-            y = [-place - (index - (len(variants) - 1) / 2) * height for place in range(len(cases))]
+            y = -np.arange(len(cases)) - (index - (len(variants) - 1) / 2) * height
             colour = PALETTE[index % len(PALETTE)]
             axis.barh(y, cells["ratio"].astype(float).fillna(0), 0.9 * height, color=colour, label=variant)
         axis.axvline(1, color=INK, lw=1)
-        axis.set_yticks([-place for place in range(len(cases))],
-                        [case.replace(", no head", "\nno head") for case in cases])
+        axis.set_yticks(-np.arange(len(cases)), [case.replace(", no head", "\nno head") for case in cases])
         axis.set(xlabel="times as fast as dense", title=title)
         axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), ncols=2, fontsize=8)
-
-
-# ---------------------------------------------------------------- parts
 
 
 def _errorbar(axis: Any, x: Any, y: Any, xerr: Any = None, yerr: Any = None, **style) -> None:
@@ -228,17 +208,17 @@ def _points(axis: Any, frame: pandas.DataFrame, names: str, label: str, log: boo
         return
     in_paper = "paper" if frame["paper"].notna().any() else None
     axis.plot(frame["paper"].astype(float), frame[names], "o", mfc="none", mec=GREY, ms=8, label=in_paper)
-    style = {"fmt": "o", "color": PALETTE[0], "ms": 6, "capsize": 3}
-    _errorbar(axis, known["ours"].astype(float), known[names], xerr=known["sd"], label="ours", **style)
+    style = {"fmt": "o", "color": PALETTE[0], "ms": 6, "capsize": 3, "label": "ours"}
+    _errorbar(axis, known["ours"].astype(float), known[names], xerr=known["sd"], **style)
     if log:
         _log_axis(axis, "x")
     axis.set(xlabel=label, ylim=(-0.6, len(frame) - 0.4))
     axis.legend(**ABOVE, ncols=2)
 
 
-def _log_axis(axis: Any, which: str) -> None:
+def _log_axis(axis: Any, which: str, label: str = "") -> None:
     """A log axis labelled 20, 50, 100; minor ticks are labelled only where it spans less than two decades."""
-    getattr(axis, f"set_{which}scale")("log")
+    axis.set(**{f"{which}scale": "log", f"{which}label": label})
     low, high = sorted(getattr(axis, f"get_{which}lim")())
     plain = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
     ticks = getattr(axis, f"{which}axis")
@@ -250,8 +230,8 @@ def _log_axis(axis: Any, which: str) -> None:
 
 def _logged(records: list[dict], stage: str) -> list[dict]:
     """The records of a stage that have a training log, of seed 0."""
-    logged = [record for record in records if record["stage"] == stage and record["metrics"].get("log")]
-    return [record for record in logged if record["fields"].get("seed") in (None, 0)]
+    return [record for record in records if record["stage"] == stage and record["metrics"].get("log")
+            and record["fields"].get("seed") in (None, 0)]
 
 
 def _curves(figure: Figure, lines: list[tuple[dict, dict]], key: str, label: str, terms: list[str]) -> None:
@@ -260,8 +240,7 @@ def _curves(figure: Figure, lines: list[tuple[dict, dict]], key: str, label: str
         for record, style in lines:
             entries = [entry for entry in record["metrics"]["log"] if entry.get(term)]
             if entries:
-                x, y = ([entry[name] for entry in entries] for name in (key, term))
-                axis.plot(x, y, lw=1.2, **style)
+                axis.plot(*([entry[name] for entry in entries] for name in (key, term)), lw=1.2, **style)
         axis.set(title=term.replace("_", " "), xlabel=label)
         if axis.has_data():
             _log_axis(axis, "y")

@@ -1,4 +1,5 @@
-"""The committed report: a finished run's folder becomes reports/published/<profile>, with README's table and picture.
+"""The committed report: a finished run's folder becomes reports/published/<profile>, with README's table and
+picture.
 
     python -m kn publish reports/mini
 
@@ -9,17 +10,18 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kn.files import PROJECT_ROOT, write_atomic
+from kn.paper import read_csv_as_text
 from kn.report.compare import COMPARISON, read_run
 
 if TYPE_CHECKING:
     import matplotlib.figure
-    import pandas
 
 PUBLISHED = PROJECT_ROOT / "reports" / "published"
 README = PROJECT_ROOT / "README.md"
@@ -33,21 +35,32 @@ MAIN_CLAIMS = {  # ids of claims.csv that README shows: what README calls them
     "efficient": "… and above DistilGPT2 + KD (points)",
     "retrieve": "The light pre-training helps MNLI (Table 7, points)",
 }
-ROWS = ("GPT-2 Small", "DistilGPT2", "DistilGPT2 + KD", "KnGPT2", "KnGPT2 + ILKD")
-ARMS = ("KnGPT2", "KnGPT2 + LM", "KnGPT2 + KD", "KnGPT2 + LM + KD")
+PANELS = (  # title, table, its cells, whether a line is named by its column or by its row
+    ("Perplexity after fine-tuning (Table 4)", 4,
+     [("Perplexity", model) for model in ("GPT-2 Small", "DistilGPT2", "KnGPT2")], 1),
+    ("Perplexity after pre-training (Table 7)", 7,
+     [(f"KnGPT2{arm}", "Wikitext-103 (pp.)") for arm in ("", " + LM", " + KD", " + LM + KD")], 0),
+    ("GLUE dev, average in % (Table 5)", 5,
+     [(row, "Average")
+      for row in ("GPT-2 Small", "DistilGPT2", "DistilGPT2 + KD", "KnGPT2", "KnGPT2 + ILKD")], 0),
+)
+RING = {"markerfacecolor": "white", "markeredgecolor": "#656c75", "markersize": 7, "label": "paper"}
+DOT = {"color": "#0b5c8a", "markersize": 6, "capsize": 2, "label": "ours, ± standard deviation of the seeds"}
 
 
 def publish(folder: Path, published: Path = PUBLISHED) -> Path:
-    """Copy a finished report of default settings into `published`; ValueError for one that is not fit for it."""
+    """Copy a finished report of default settings into `published`; ValueError for one not fit for it."""
     run = read_run(folder)
     target = published / run["profile"]
     summary = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    if summary["finished"] != summary["stages"]:
-        raise ValueError(f"{folder} lacks {summary['stages'] - summary['finished']} stages: run its profile again first")
+    if lacking := summary["stages"] - summary["finished"]:
+        raise ValueError(f"{folder} lacks {lacking} stages: run its profile again first")
     if run["overrides"]:
-        raise ValueError(f"{folder} was made with --set {' '.join(run['overrides'])}: publish a run of the profile's own settings")
+        raise ValueError(f"{folder} was made with --set {' '.join(run['overrides'])}: publish a run of the "
+                         "profile's own settings")
     if target.exists() and (before := read_run(target)["seeds"]) > run["seeds"]:
-        raise ValueError(f"{target} has {before} seeds, {folder} has {run['seeds']}: run it with --seeds {before} first")
+        raise ValueError(f"{target} has {before} seeds, {folder} has {run['seeds']}: run it with --seeds "
+                         f"{before} first")
     part = published / f".{run['profile']}.{os.getpid()}.part"
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(folder, part, ignore=shutil.ignore_patterns("*-failed.html", ".*", COMPARISON))
@@ -71,50 +84,35 @@ def update_readme(folder: Path) -> None:
 
 
 def result_table(folder: Path) -> str:
-    """README's table (Markdown) of a report folder: the main claims, the paper's value, ours with its 95 % interval."""
-    ledger, run = _csv(folder / "claims.csv"), read_run(folder)
-    lines = [
-        f"| {run['profile']}, {run['seeds']} seeds, {run['environment']['device']} | paper | ours (95 % interval) | |",
-        "| --- | --- | --- | --- |",
-    ]
+    """README's table (Markdown): the main claims, the paper's value, ours with its 95 % interval."""
+    ledger, run = read_csv_as_text(folder / "claims.csv"), read_run(folder)
+    about = f"{run['profile']}, {run['seeds']} seeds, {run['environment']['device']}"
+    lines = [f"| {about} | paper | ours (95 % interval) | |", "| --- | --- | --- | --- |"]
     for name, title in MAIN_CLAIMS.items():
         line = ledger[ledger["id"] == name].iloc[0]
-        interval = f" ({_short(line.low)} to {_short(line.high)})" if line.low else ""
-        lines.append(f"| {title} | {_short(line.paper_value)} | {_short(line.value)}{interval} | {line.ours} |")
+        ours = _short(line.value) + (f" ({_short(line.low)} to {_short(line.high)})" if line.low else "")
+        lines.append(f"| {title} | {_short(line.paper_value)} | {ours} | {line.ours} |")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in ledger["ours"].value_counts().items())
     return "\n".join([*lines, f"| **All {len(ledger)} claims of the paper's text** | | | {counts} |"]) + "\n"
 
 
 def picture(folder: Path) -> matplotlib.figure.Figure:
-    """Paper (rings) against ours (dots, ± standard deviation): Table 4, Table 7's perplexities, Table 5's averages."""
+    """Paper (rings) against ours (dots, ± standard deviation): PANELS of Tables 4, 7 and 5."""
     import matplotlib
 
     matplotlib.rcdefaults()
     matplotlib.rcParams["svg.hashsalt"] = "kn"  # equal pictures are equal files
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
-    figure.patch.set_facecolor("white")
-    panels = (
-        ("Perplexity after fine-tuning (Table 4)", 4,
-         [("Perplexity", model) for model in ("GPT-2 Small", "DistilGPT2", "KnGPT2")], 1),
-        ("Perplexity after pre-training (Table 7)", 7, [(arm, "Wikitext-103 (pp.)") for arm in ARMS], 0),
-        ("GLUE dev, average in % (Table 5)", 5, [(row, "Average") for row in ROWS], 0),
-    )
-    for axes, (title, number, cells, named_by) in zip(figure.subplots(1, 3), panels, strict=True):
-        frame = _csv(folder / f"table{number}.csv")
-        for place, cell in enumerate(reversed(cells)):
-            line = frame[(frame["row"] == cell[0]) & (frame["column"] == cell[1])].iloc[0]
+    figure = Figure(figsize=(9.6, 2.9), layout="constrained", facecolor="white")
+    for axes, (title, number, cells, named_by) in zip(figure.subplots(1, 3), PANELS, strict=True):
+        frame = read_csv_as_text(folder / f"table{number}.csv").drop_duplicates(["row", "column"])
+        lines = frame.set_index(["row", "column"]).loc[cells[::-1]]
+        for place, line in enumerate(lines.itertuples()):
             ours, paper = float(line.ours), float(line.paper.replace(",", ""))
             axes.plot([paper, ours], [place, place], color="#c9c5bb", linewidth=1.2, zorder=1)
-            ring = {"markerfacecolor": "white", "markeredgecolor": "#656c75", "markersize": 7,
-                    "label": "paper"}
-            dot = {"color": "#0b5c8a", "markersize": 6, "capsize": 2,
-                   "label": "ours, ± standard deviation of the seeds"}
-            drawn = [
-                axes.plot(paper, place, "o", zorder=2, **ring)[0],
-                axes.errorbar(ours, place, xerr=float(line.sd or 0), fmt="o", zorder=3, **dot),
-            ]
+            ring = axes.plot(paper, place, "o", zorder=2, **RING)[0]
+            dot = axes.errorbar(ours, place, xerr=float(line.sd or 0), fmt="o", zorder=3, **DOT)
         axes.set_yticks(range(len(cells)), [cell[named_by] for cell in reversed(cells)], fontsize=8)
         axes.set_title(title, fontsize=9, loc="left")
         axes.tick_params(axis="x", labelsize=8)
@@ -124,19 +122,11 @@ def picture(folder: Path) -> matplotlib.figure.Figure:
         axes.spines[["top", "right", "left"]].set_visible(False)
         if number == 7:
             axes.set_xscale("log")
-    figure.legend(handles=drawn, loc="outside lower right", ncols=2, frameon=False, fontsize=8)
+    figure.legend(handles=[ring, dot], loc="outside lower right", ncols=2, frameon=False, fontsize=8)
     return figure
-
-
-def _csv(path: Path) -> pandas.DataFrame:
-    import pandas
-
-    return pandas.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def _short(text: str) -> str:
     """Two decimals, none from a thousand on; a dash for nothing."""
-    if not text or text == "nan":
-        return "–"
-    value = float(text)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}"
+    value = float(text or "nan")
+    return "–" if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}"

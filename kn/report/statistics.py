@@ -6,8 +6,6 @@ paired(left, right)        the two values of every seed that both have
 judge(differences, …)      is a claim held, not held or undecided
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable
@@ -32,18 +30,18 @@ class Verdict(NamedTuple):
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
     """Mean and 95 % interval of seed-paired differences, by Student's t; NaN for fewer than two seeds."""
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
+    mean, n = statistics.fmean(differences), len(differences)
+    if n < 2:
         return mean, math.nan, math.nan
-    return _t_interval(mean, statistics.variance(differences) / len(differences), len(differences) - 1)
+    return _t_interval(mean, statistics.variance(differences) / n, n - 1)
 
 
 def two_way_interval(values: dict[str, Values]) -> tuple[float, float, float]:
     """Mean and 95 % interval of values by task and seed: two-way random effects without replication.
 
-    The variance of the mean is (MS_task + MS_seed − MS_rest) / (tasks · seeds), but no smaller than either alone
-    gives; degrees of freedom by Satterthwaite. One seed leaves the variance over tasks, one task that over seeds.
-    Raises ValueError where the tasks do not have the same seeds.
+    The variance of the mean is (MS_task + MS_seed − MS_rest) / (tasks · seeds), but no smaller than either
+    alone gives; degrees of freedom by Satterthwaite. One seed leaves the variance over tasks, one task that
+    over seeds. Raises ValueError where the tasks do not have the same seeds.
     """
     rows = [list(by_seed.values()) for by_seed in values.values()]
     if len({tuple(by_seed) for by_seed in values.values()}) != 1 or not rows[0]:
@@ -56,11 +54,9 @@ def two_way_interval(values: dict[str, Values]) -> tuple[float, float, float]:
         return interval(seed_means if tasks == 1 else task_means)
     mean = statistics.fmean(task_means)
     ms_task, ms_seed = seeds * statistics.variance(task_means), tasks * statistics.variance(seed_means)
-    residuals = (
-        value - task_mean - seed_mean + mean
-        for row, task_mean in zip(rows, task_means, strict=True)
-        for value, seed_mean in zip(row, seed_means, strict=True)
-    )
+    residuals = (value - task_mean - seed_mean + mean
+                 for row, task_mean in zip(rows, task_means, strict=True)
+                 for value, seed_mean in zip(row, seed_means, strict=True))
     ms_rest = sum(residual**2 for residual in residuals) / ((tasks - 1) * (seeds - 1))
     spread = max(ms_task + ms_seed - ms_rest, ms_task, ms_seed)
     parts = ms_task**2 / (tasks - 1) + ms_seed**2 / (seeds - 1) + ms_rest**2 / ((tasks - 1) * (seeds - 1))
@@ -89,16 +85,14 @@ def paired_differences(left: Values, right: Values, ratio: bool = False) -> Valu
     return {seed: transform(a) - transform(b) for seed, (a, b) in paired(left, right).items()}
 
 
-def judge(
-    differences: Values, bound: float | None = None, side: int = 1, *, ratio: bool = False,
-    inclusive: bool = False, unit: str = ""
-) -> Verdict:
+def judge(differences: Values, bound: float | None = None, side: int = 1, *, ratio: bool = False,
+          inclusive: bool = False, unit: str = "") -> Verdict:
     """The verdict on "the differences lie above the bound" (side +1) or below it (−1), by their interval.
 
     Held where the 95 % interval lies entirely on the claimed side, not held where it lies on the other, else
-    undecided; so one seed decides nothing, but a value in which nothing is random decides by itself. With ratio
-    the differences are of logarithms, and value, interval and bound (default 1, else 0) are ratios. inclusive:
-    a value equal to the bound is on the claimed side.
+    undecided; so one seed decides nothing, but a value in which nothing is random decides by itself. With
+    ratio the differences are of logarithms, and value, interval and bound (default 1, else 0) are ratios.
+    inclusive: a value equal to the bound is on the claimed side.
     """
     transform: Callable[[float], float] = math.exp if ratio else float
     bound = float(ratio) if bound is None else bound
@@ -107,9 +101,5 @@ def judge(
     ends = [side * (end - bound) for end in ((value,) if fixed else (low, high))]
     if inclusive:  # up to rounding: means of equal values may differ in their last bits
         ends = [max(end, 1e-300) if math.isclose(end, 0, abs_tol=1e-6 * abs(bound)) else end for end in ends]
-    holds = None
-    if min(ends) > 0:
-        holds = True
-    elif max(ends) < 0 or fixed:
-        holds = False
+    holds = True if min(ends) > 0 else False if max(ends) < 0 or fixed else None
     return Verdict(holds, value, low, high, 0 if fixed else len(differences), unit)

@@ -4,8 +4,6 @@ TableBuilder(4).add(row, column, values)    collects cells; .frame() is the CSV,
 machine_independent_facts(frame)            what of a table is the same on every machine
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from typing import Any
@@ -20,8 +18,7 @@ COLUMNS = ["table", "row", "column", "metric", "paper", "ours", "sd", "n", "delt
 SEED_COLUMNS = ["table", "row", "column", "metric", "unit", "verdict", "seed", "value", "stage"]
 METHOD_COLUMNS = ["method", "layers", "factor", "share"]  # machine-readable, for plots; not in the CSV
 COUNT = "parameters without the output embedding"
-# metrics no processor changes
-MACHINE_INDEPENDENT = ("shape", "count", "hyper-parameter", COUNT, "parameters", "steps")
+MACHINE_INDEPENDENT = ("shape", "count", "hyper-parameter", COUNT, "parameters", "steps")  # metrics
 
 
 class TableBuilder:
@@ -39,17 +36,15 @@ class TableBuilder:
         cells = printed(table).itertuples() if isinstance(table, int) else ()
         self.paper = {(cell.row, cell.column): cell for cell in cells}
 
-    def add(
-        self, row: str, column: str, found: SeedValues, metric: str = "", unit: str = "", verdict: str = "",
-        paper: Any = ...
-    ) -> None:
+    def add(self, row: str, column: str, found: SeedValues, metric: str = "", unit: str = "",
+            verdict: str = "", paper: Any = ...) -> None:
         """One cell: mean and standard deviation over seeds, with the printed value or `paper`."""
         cell = self.paper.get((row, column)) if paper is ... else None
+        paper = None if paper is ... else paper
         if cell is not None:
             number = value_of(cell.value)
             paper = cell.value if number is None else number
             metric, unit = metric or cell.metric, unit or cell.unit
-        paper = None if paper is ... else paper
         values = list(found.values.values())
         numeric = bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         ours, sd, delta = None, None, None
@@ -61,9 +56,8 @@ class TableBuilder:
         elif values:
             ours = " / ".join(dict.fromkeys(map(str, values)))
         verdict = self.missing if ours is None else verdict or "recorded"
-        stages = ";".join(dict.fromkeys(found.stages))
         self.cells.append([self.table, row, column, metric, paper, ours, sd, len(values), delta, verdict,
-                           unit, stages])
+                           unit, ";".join(dict.fromkeys(found.stages))])
         # a value made of several stages names them in the table alone
         paths = found.stages if len(found.stages) == len(values) else [""] * len(values)
         for (seed, value), path in zip(found.values.items(), paths, strict=True):
@@ -77,9 +71,8 @@ class TableBuilder:
 
     def plot_frame(self) -> pandas.DataFrame:
         """The table with METHOD_COLUMNS, which say what made a row."""
-        frame = self.frame()
-        methods = [self.methods.get(row, {}) for row in frame["row"]]
-        return frame.join(pandas.DataFrame(methods, columns=METHOD_COLUMNS))
+        methods = [self.methods.get(row, {}) for _, row, *_ in self.cells]
+        return self.frame().join(pandas.DataFrame(methods, columns=METHOD_COLUMNS))
 
     def seeds(self) -> pandas.DataFrame:
         """A line per number and seed, not rounded (SEED_COLUMNS); no seed where nothing is random."""
@@ -97,8 +90,8 @@ def machine_independent_facts(frame: pandas.DataFrame) -> dict[str, Any]:
     number = frame["table"].iloc[0]
     cells = [] if isinstance(number, str) else printed(int(number)).itertuples()
     in_paper = {(cell.row, cell.column) for cell in cells}
-    lines = frame.drop_duplicates(["row", "column"]).itertuples()
-    paper = [line.paper for line in lines if (line.row, line.column) in in_paper]
+    paper = [line.paper for line in frame.drop_duplicates(["row", "column"]).itertuples()
+             if (line.row, line.column) in in_paper]
     numbers = [value for value in paper if not isinstance(value, str)]
     facts = {
         "lines and columns": frame.shape,

@@ -5,8 +5,6 @@ beyond_table(name, records)    the same columns, without printed values
 plot(4, records)               a matplotlib figure
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -28,10 +26,8 @@ class TableRecord:
     note: str
     build: Callable[[TableBuilder, list[dict], str], None]
     plot: Callable[[Figure, pandas.DataFrame, list[dict]], None]
-    # stage and fields of the trainings whose settings stand above the table
-    training: tuple[str, dict] | None = None
-    # (row, column) → why it has no value
-    not_applicable: dict[tuple[str, str], str] = field(default_factory=dict)
+    training: tuple[str, dict] | None = None  # stage and fields of those whose settings stand above the table
+    not_applicable: dict[tuple[str, str], str] = field(default_factory=dict)  # (row, column) → why no value
 
 
 TABLES: dict[int | str, TableRecord] = {
@@ -115,11 +111,10 @@ def table(number: int, records: list[dict], profile: str) -> pandas.DataFrame:
     """
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f"table {number!r} does not exist, allowed: 1-7")
-    known = isinstance(records, list | tuple) and all(isinstance(r, dict) and RECORD_KEYS <= set(r)
-                                                      for r in records)
-    if not known:
-        keys = "stage, fields, metrics, path and provenance"
-        raise TypeError(f"records must be a list of what Store.record gives: {keys}")
+    if not isinstance(records, list | tuple) or not all(
+            isinstance(record, dict) and set(record) >= RECORD_KEYS for record in records):
+        raise TypeError("records must be a list of what Store.record gives: stage, fields, metrics, path and "
+                        "provenance")
     if number not in TABLES:
         raise ValueError(f"table {number} does not exist, allowed: 1-7")
     try:
@@ -141,10 +136,9 @@ def plot(key: int | str, records: list[dict], profile: str = "") -> Figure:
 
 def training_settings(key: int | str, records: list[dict]) -> str:
     """The hyper-parameters of the trainings behind a table, read off the records; "" where none has run."""
-    training, shown = TABLES[key].training, []
-    if training:
-        hyper = list(select_metric(records, "hyper", training[0], **training[1]).values.values())
-        for name in ("epochs", "max_steps", "batch_size", "learning_rate"):
-            if values := dict.fromkeys(str(settings[name]) for settings in hyper if settings.get(name)):
-                shown.append(f"{name.replace('_', ' ')} {' / '.join(values)}")
+    stage, fields = TABLES[key].training or ("", {})
+    hyper, shown = select_metric(records, "hyper", stage, **fields).values.values(), []
+    for name in ("epochs", "max_steps", "batch_size", "learning_rate"):
+        if values := dict.fromkeys(str(settings[name]) for settings in hyper if settings.get(name)):
+            shown.append(f"{name.replace('_', ' ')} {' / '.join(values)}")
     return "; ".join(shown)

@@ -1,7 +1,5 @@
 """What the page templates show, as plain data: tables of cells, claims, stages. Nothing here knows HTML."""
 
-from __future__ import annotations
-
 import json
 import math
 from datetime import UTC, datetime
@@ -10,18 +8,17 @@ from typing import Any
 import pandas
 
 from kn.paper import claims, printed
-from kn.report.formatting import anchor, distinct, format_deviation, format_number, format_range
+from kn.report.formatting import anchor, distinct, file_stem, format_deviation, format_number, format_range
 from kn.report.table_builder import MACHINE_INDEPENDENT
 from kn.report.table_registry import TABLES
 from kn.suite.run import command
 
+TABLE_KEYS = {str(key): key for key in TABLES}
 WIDE = 8  # columns; the standard deviations of wider tables stand on a line of their own
 SPREAD = "± sd (n)"
 VERDICT_SIGNS = {"good": "✓", "bad": "✗", "open": "?", "none": "–"}
-VERDICT_KINDS = {
-    "reproduced": "good", "holds": "good", "not reproduced": "bad", "does not hold": "bad",
-    "undecided": "open",
-}
+VERDICT_KINDS = {"reproduced": "good", "holds": "good", "not reproduced": "bad", "does not hold": "bad",
+                 "undecided": "open"}
 
 
 def table_view(frame: pandas.DataFrame, links: dict[str, str] | None = None) -> dict[str, Any]:
@@ -36,9 +33,6 @@ def table_view(frame: pandas.DataFrame, links: dict[str, str] | None = None) -> 
     return comparison(frame, links or {})
 
 
-# ---------------------------------------------------------------- a table of the paper, compared with ours
-
-
 def comparison(frame: pandas.DataFrame, links: dict[str, str]) -> dict[str, Any]:
     """Rows and columns of a table; each row has lines (paper, ours, Δ) with a cell per column."""
     first = frame.drop_duplicates(["row", "column"])  # further metrics of a cell are in the CSV
@@ -46,32 +40,24 @@ def comparison(frame: pandas.DataFrame, links: dict[str, str]) -> dict[str, Any]
     key = key if key in TABLES else int(key)
     cells = {(line.row, line.column): line for line in first.itertuples()}
     paper = {place: "" if pandas.isna(line.paper) else str(line.paper) for place, line in cells.items()}
-    if isinstance(key, int):
-        # 65.0 and not 65
+    if isinstance(key, int):  # 65.0 and not 65
         paper |= {(cell.row, cell.column): cell.value for cell in printed(key).itertuples()}
     compared, rows = bool(first["paper"].notna().any()), []
-    for row in dict.fromkeys(first["row"]):
-        present = [cells[row, column] for column in columns if (row, column) in cells]
-        lines = ["paper"] if any(not pandas.isna(cell.paper) for cell in present) else []
-        lines += ["ours"] + [SPREAD] * (len(columns) > WIDE)
-        lines += ["Δ"] * any(not math.isnan(cell.delta) for cell in present)
-        units = {cell.unit for cell in present}
-        made = {
-            cell.column: _cell(cell, links, lines, paper[row, cell.column],
-                                 TABLES[key].not_applicable.get((row, cell.column)))
-            for cell in present
-        }
+    for row, present in first.groupby("row", sort=False):
+        lines = ["paper"] * bool(present["paper"].notna().any()) + ["ours"]
+        lines += [SPREAD] * (len(columns) > WIDE) + ["Δ"] * bool(present["delta"].notna().any())
+        made = {cell.column: _cell(cell, links, lines, paper[row, cell.column],
+                                   TABLES[key].not_applicable.get((row, cell.column)))
+                for cell in present.itertuples()}
+        units = set(present["unit"])
         unit = units.pop() if len(units) == 1 and units <= {"M", "MB"} else ""
         rows.append({"name": row, "unit": unit, "lines": lines,
                      "cells": [made.get(column) for column in columns]})
     uninformative = set(first.loc[first["verdict"] == "uninformative", "column"])
     return {
-        "kind": "comparison",
-        "name": f"table {key}".replace("table beyond_", ""),
-        "style": "wide" if len(columns) > WIDE else "" if compared else "named",
+        "kind": "comparison", "name": f"table {key}".replace("table beyond_", ""), "compared": compared,
+        "style": "wide" if len(columns) > WIDE else "" if compared else "named", "rows": rows,
         "columns": [{"name": column, "uninformative": column in uninformative} for column in columns],
-        "compared": compared,
-        "rows": rows,
     }
 
 
@@ -87,16 +73,12 @@ def _cell(cell: Any, links: dict[str, str], lines: list[str], paper: str,
         deviation = f"± {format_deviation(cell.sd, ours)} " if cell.n > 1 and cell.sd > 0 else ""
         spread = f"{deviation}({cell.n})"
     faint = cell.verdict in ("uninformative", "not run")
+    is_text = isinstance(cell.ours, str) and lines == ["ours"] or not ours and not_applicable
     return {
-        "paper": paper or "–",
-        "ours": ours or not_applicable or "not run",
-        SPREAD: spread or "–",
+        "paper": paper or "–", "ours": ours or not_applicable or "not run", SPREAD: spread or "–",
         "Δ": format_number(cell.delta, sign=True, points=points) or "–",
-        "spread": "" if SPREAD in lines else spread,
-        "href": targets[0] if targets else "",
-        "style": "text" if not ours and not_applicable or isinstance(cell.ours, str) and lines == ["ours"]
-        else "",
-        "faint": faint,
+        "spread": "" if SPREAD in lines else spread, "href": targets[0] if targets else "",
+        "style": "text" if is_text else "", "faint": faint,
         "tag": "" if faint or cell.verdict == "recorded" else cell.verdict,
     }
 
@@ -104,10 +86,9 @@ def _cell(cell: Any, links: dict[str, str], lines: list[str], paper: str,
 def _trend(line: Any) -> dict[str, Any]:
     points = line.claim.endswith("points")
     paper, ours = (format_number(value, points=points) for value in (line.paper, line.ours))
-    span = format_range(line.low, line.high, points=points)
     style = line.verdict.replace(" ", "-") if line.verdict in ("held", "not held") else "tag"
     return {"claim": line.claim, "verdict": line.verdict, "style": style, "paper": paper, "ours": ours,
-            "span": span, "n": line.n}
+            "span": format_range(line.low, line.high, points=points), "n": line.n}
 
 
 def averages_view(frame: pandas.DataFrame) -> list[dict[str, Any]]:
@@ -122,34 +103,25 @@ def averages_view(frame: pandas.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-# ---------------------------------------------------------------- claims
-
-
 def _claim(line: Any) -> dict[str, Any]:
     """A claim of the ledger: its words, the table it rests on, both verdicts, our value with its interval."""
     sign, points = line.unit == "points", line.unit in ("points", "%")
     unit = {"ratio": "times"}.get(line.unit, line.unit)
-    # the value counts tasks or pairs; low and high are those that surely and possibly do
-    count = line.unit.startswith("of ")
-    span = "" if count else format_range(line.low, line.high, sign, points)
-    exact = math.isnan(line.low) or line.low == line.value == line.high
-    if count and "pairs" not in line.unit and not exact:
-        span = f"{line.low:.0f} for certain, at most {line.high:.0f}"
+    span = format_range(line.low, line.high, sign, points)
+    if line.unit.startswith("of "):  # tasks or pairs; low and high are those that surely and possibly do
+        exact = "pairs" in line.unit or math.isnan(line.low) or line.low == line.value == line.high
+        span = "" if exact else f"{line.low:.0f} for certain, at most {line.high:.0f}"
     ours = {}
     if not math.isnan(line.value):
         kind = "turns" if line.unit == "times dense" else "seed" if line.n == 1 else "seeds"
         number = format_number(line.value, sign, points)
         ours = {"number": number, "unit": unit, "span": span, "n": f"({line.n} {kind})" if line.n else ""}
-    printed_value = format_number(line.paper_value, sign, sign)
-    page = ""
-    if line.ours != "not run" and line.group.startswith("Table "):
-        page = f"{line.group.lower().replace(' ', '')}.html"
-    elif line.ours != "not run" and line.group == "Beyond the paper":
-        page = f"{line.left.partition('/')[0]}.html"
+    printed_value, page = format_number(line.paper_value, sign, sign), ""
+    if line.ours != "not run" and line.group.startswith(("Table ", "Beyond the paper")):
+        page = f"{file_stem(TABLE_KEYS[line.left.partition('/')[0]])}.html"
     return {
         "id": line.id, "claim": line.claim, "quote": line.quote, "note": line.note, "group": line.group,
-        "page": page,
-        "place": f"§ {line.section}" if line.section[0].isdigit() else line.section,
+        "page": page, "place": f"§ {line.section}" if line.section[0].isdigit() else line.section,
         "paper": line.paper, "printed": printed_value and f"{printed_value} {unit}", "verdict": line.ours,
         "ours": ours,
     }
@@ -161,13 +133,13 @@ def _effects(frame: pandas.DataFrame) -> list[dict[str, Any]]:
     for line in frame.to_dict("records"):
         points = not line["quantity"].endswith(", perplexity")
         style = {"sign": points, "points": points}
-        row = {name: line[name] for name in ("reading", "switch", "quantity", "n")}
-        row |= {name: format_number(line[name], **style) for name in ("default", "switched", "effect")}
-        row |= {"repeated": line["reading"] == last,
-                "span": format_range(line["low"], line["high"], **style) or "one seed"}
-        row |= {"verdicts": f"{line['verdict by default']} → {line['verdict switched']}",
-                "turned": line["turned"] == "yes"}
-        rows.append(row)
+        rows.append({
+            **{name: line[name] for name in ("reading", "switch", "quantity", "n")},
+            **{name: format_number(line[name], **style) for name in ("default", "switched", "effect")},
+            "span": format_range(line["low"], line["high"], **style) or "one seed",
+            "verdicts": f"{line['verdict by default']} → {line['verdict switched']}",
+            "turned": line["turned"] == "yes", "repeated": line["reading"] == last,
+        })
         last = line["reading"]
     return rows
 
@@ -178,8 +150,8 @@ def count_verdicts(words: list[str]) -> str:
     return " · ".join(f"{words.count(word)} {word}" for word in ordered)
 
 
-def verdict_matrix(ledgers: dict[str, pandas.DataFrame], link: str = "{profile}/claims.html") -> dict[str,
-                                                                                                      Any]:
+def verdict_matrix(ledgers: dict[str, pandas.DataFrame],
+                   link: str = "{profile}/claims.html") -> dict[str, Any]:
     """Verdicts of every claim: a row per table it rests on, a column per profile and one for the paper."""
     if not ledgers:
         return {}
@@ -200,18 +172,16 @@ def verdict_matrix(ledgers: dict[str, pandas.DataFrame], link: str = "{profile}/
     return {"columns": [name for name, *_ in columns], "rows": rows}
 
 
-# ---------------------------------------------------------------- stages
-
-
 def provenance(records: list[dict]) -> str:
     """Number of stages, time, memory, device and commit behind some records, on one line."""
+    if not records:
+        return "nothing has run yet"
     known = [record["provenance"] for record in records]
     minutes = sum(entry.get("wall_seconds") or 0 for entry in known) / 60
-    peak = max((entry.get("peak_bytes") or 0 for entry in known), default=0)
-    parts = [f"{len(records)} stages", f"{minutes:.1f} minutes of work",
-             f"at most {peak / 1e9:.2f} GB of memory"]
+    peak = max(entry.get("peak_bytes") or 0 for entry in known)
     device, commit = (distinct(entry.get(key) for entry in known) for key in ("device", "commit"))
-    parts = [*(parts if records else ["nothing has run yet"]), device, commit and f"commit {commit}"]
+    parts = [f"{len(records)} stages", f"{minutes:.1f} minutes of work",
+             f"at most {peak / 1e9:.2f} GB of memory", device, commit and f"commit {commit}"]
     return " · ".join(parts).strip(" ·")
 
 
@@ -222,30 +192,26 @@ def stage_groups(records: list[dict], profile: str) -> list[dict[str, Any]]:
         groups.setdefault(anchor(record), []).append(record)
     views, seen = [], set()
     for name, members in groups.items():
-        anchors = [mark for mark in (anchor(members[0], 1), anchor(members[0], 2)) if mark not in seen
-                   and mark != name]
+        anchors = [mark for mark in (anchor(members[0], 1), anchor(members[0], 2))
+                   if mark not in seen and mark != name]
         seen.update([*anchors, name])
-        columns = [_stage(record, profile) for record in members]
-        rows = []
+        columns, rows = [_stage(record, profile) for record in members], []
         for key in dict.fromkeys(key for column in columns for key in column):
             values = [column.get(key, "") for column in columns]
             shared = all(value == values[0] for value in values)  # shown once
             rows.append({"key": key, "values": values[:1] if shared else values,
                          "span": len(members) if shared else 1})
-        views.append({"id": name, "anchors": anchors, "title": " · ".join(name.split("-")).replace("_", " "),
-                      "rows": rows})
+        title = name.replace("-", " · ").replace("_", " ")
+        views.append({"id": name, "anchors": anchors, "title": title, "rows": rows})
     return views
 
 
 def _stage(record: dict, profile: str) -> dict[str, Any]:
     """What is shown of one stage: nested dictionaries by dotted names, a training log as its entries."""
-    shown = {"path": record["path"], "command": command(record, profile)}
-    for part in ("fields", "metrics", "provenance"):
-        shown |= record[part]
-    flat = dict(_flat(shown))
-    flat["settings"] = _json(record.get("settings", {}))
-    flat["inputs"] = ", ".join(record.get("inputs", [])) or "none"
-    return flat
+    shown = {"path": record["path"], "command": command(record, profile),
+             **record["fields"], **record["metrics"], **record["provenance"]}
+    return {**dict(_flat(shown)), "settings": _json(record.get("settings", {})),
+            "inputs": ", ".join(record.get("inputs", [])) or "none"}
 
 
 def _json(value: Any) -> str:
@@ -256,8 +222,8 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, dict):
         return [pair for key, inner in value.items()
                 for pair in _flat(inner, f"{prefix}.{key}" if prefix else str(key))]
-    if prefix == "log" and isinstance(value, list) and value and all(isinstance(entry, dict)
-                                                                     for entry in value):
+    entries = value if prefix == "log" and isinstance(value, list) else []
+    if entries and all(isinstance(entry, dict) for entry in entries):
         return [(prefix, {"entries": len(value), "text": _log(value)})]
     if prefix == "started":
         return [(prefix, f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC")]
@@ -267,6 +233,6 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def _log(entries: list[dict]) -> str:
     """A training log as lines of text, a column per quantity."""
     keys = list(dict.fromkeys(key for entry in entries for key in entry))
-    rows = ([entry.get(key, "–") for key in keys] for entry in entries)
-    return "\n".join([" ".join(keys), *(" ".join(format_number(v) if isinstance(v, int | float) else str(v)
-                                                 for v in row) for row in rows)])
+    rows = ((entry.get(key, "–") for key in keys) for entry in entries)
+    return "\n".join([" ".join(keys), *(
+        " ".join(format_number(v) if isinstance(v, int | float) else str(v) for v in row) for row in rows)])
