@@ -1,11 +1,5 @@
-"""The tables and claims of the notebooks beyond the paper: nothing is printed there, so ours stand alone.
+"""The tables and claims of the notebooks beyond the paper: nothing is printed there, so ours stand alone."""
 
-alignment(…)        before training: teacher, SVD start, each ingredient, aligned start; then against tokens
-compression(…)      models of many sizes: parameters, perplexity as made and after a short training
-beyond_claims(…)    left against right, paired by seed: a line like those of report.trends
-"""
-
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +7,7 @@ import pandas
 
 from kn.report.metrics import TASKS, SeedValues, before_finetuning, glue_score, mean_over, select_metric
 from kn.report.orderings import compare
-from kn.report.statistics import Values
+from kn.report.statistics import Values, paired
 from kn.report.table_builder import COUNT, TableBuilder
 from kn.suite.plan import BEYOND
 from kn.suite.planner import COMPRESSION_GRID, STARTS, glue_row
@@ -43,13 +37,10 @@ def beyond_claims(name: str, records: list[dict]) -> pandas.DataFrame:
 
 def shares_of(records: list[dict], start: str) -> list[float]:
     """The shares of the light pre-training that were run from a start, from 0 (the start itself) to 1."""
-    trained = [record["fields"] for record in records if record["stage"] == "heal"]
-    found = {fields["share"] for fields in trained if fields["start"] == start}
-    if from_start(records, start, 0, "perplexity").values:
-        found.add(0.0)
-    if start == "svd" and from_start(records, start, 1, "tokens").values:
-        found.add(1.0)
-    return sorted(found)
+    healed = {record["fields"]["share"] for record in records
+              if record["stage"] == "heal" and record["fields"]["start"] == start}
+    return sorted(share for share in {0.0, 1.0, *healed}
+                  if from_start(records, start, share, "perplexity").values)
 
 
 def from_start(records: list[dict], start: str, share: float, path: str) -> SeedValues:
@@ -63,11 +54,8 @@ def from_start(records: list[dict], start: str, share: float, path: str) -> Seed
 
 def ratio(numerator: SeedValues, denominator: SeedValues) -> SeedValues:
     """numerator / denominator by seed; a denominator in which nothing is random serves every seed."""
-    below = denominator.values
-    values = {seed: value / below.get(seed, below.get(None, math.nan))
-              for seed, value in numerator.values.items()}
-    return SeedValues({seed: value for seed, value in values.items() if not math.isnan(value)},
-                      numerator.stages)
+    pairs = paired(numerator.values, denominator.values)
+    return SeedValues({seed: above / below for seed, (above, below) in pairs.items()}, numerator.stages)
 
 
 def glue_average(records: list[dict], start: str, share: float) -> Values:
@@ -78,8 +66,8 @@ def glue_average(records: list[dict], start: str, share: float) -> Values:
 
 def _tasks(records: list[dict]) -> list[str]:
     """The tasks that models with an aligned start were fine-tuned on."""
-    tuned = [record["fields"] for record in records if record["stage"] == "finetune_glue"]
-    found = {fields["task"] for fields in tuned if fields["row"].startswith("aligned@")}
+    found = {record["fields"]["task"] for record in records
+             if record["stage"] == "finetune_glue" and record["fields"]["row"].startswith("aligned@")}
     return [task for task in TASKS if task in found]
 
 
@@ -177,6 +165,7 @@ def compressed_metric(records: list[dict], method: str, spec: dict, path: str) -
 
 def compression(builder: TableBuilder, records: list[dict], profile: str) -> None:
     """The table of beyond_compression: parameters, and perplexity as made and after a short training."""
+
     def add(row: str, perplexities: dict[str, str], metric: Callable[[str], SeedValues]) -> None:
         for column, path, name in (("parameters", "without_head", COUNT),
                                    ("parameters in all", "total", "parameters")):

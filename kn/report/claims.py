@@ -1,14 +1,12 @@
 """The ledger: every claim of the paper's text, judged from its printed numbers and from ours.
 
-ledger(seeds)      a line per claim of kn/paper/claims.csv; `seeds` is report.by_seed(records)
-printed_numbers()  what the paper printed, in the form of `seeds`
-
 A verdict follows from a 95 % interval over seeds, paired by seed, that lies entirely on one side. Numbers in
 which nothing is random (counts, printed values) decide by themselves; a single seed leaves a claim undecided.
 """
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import permutations, product
 
@@ -38,37 +36,32 @@ class Numbers:
     """Values by seed of every cell "table/row/column", and the informative tasks of each table."""
 
     def __init__(self, seeds: pandas.DataFrame):
-        self.cells: dict[tuple[str, str, str], Values] = {}
+        self.cells: dict[str, Values] = defaultdict(dict)
         self.uninformative = set()
         # the first metric of a cell is its own; further ones follow
         for line in seeds.drop_duplicates(["table", "row", "column", "seed"]).itertuples():
             seed = None if pandas.isna(line.seed) else int(line.seed)
-            self.cells.setdefault((str(line.table), line.row, line.column), {})[seed] = float(line.value)
+            self.cells[f"{line.table}/{line.row}/{line.column}"][seed] = float(line.value)
             if line.verdict == "uninformative":
                 self.uninformative.add((str(line.table), line.column))
 
     def __call__(self, cell: str) -> Values:
-        table, row, column = cell.split("/", 2)
-        if not self.cells.get((table, row, column)):
+        if cell not in self.cells:
             raise MissingNumber(cell)
-        return self.cells[table, row, column]
+        return self.cells[cell]
 
     def difference(self, left: str, right: str, ratio: bool = False) -> Values:
-        """left − right by seed; with ratio of logarithms; MissingNumber without a seed in common."""
-        return _difference(self(left), self(right), ratio)
+        """left − right by seed; with ratio of logarithms; MissingNumber where there is none."""
+        pairs = paired(self(left), self(right))
+        if not pairs:
+            raise MissingNumber("no seed in common")
+        if ratio and min(value for pair in pairs.values() for value in pair) <= 0:
+            raise MissingNumber("a ratio to zero: hours or bytes of a run cut short")
+        return paired_differences(self(left), self(right), ratio)
 
     def tasks(self, table: str) -> list[str]:
         """Columns of the tasks that are informative in a table."""
         return [task for task in TASKS.values() if (table, task) not in self.uninformative]
-
-
-def _difference(left: Values, right: Values, ratio: bool = False) -> Values:
-    pairs = paired(left, right)
-    if not pairs:
-        raise MissingNumber("no seed in common")
-    if ratio and min(value for pair in pairs.values() for value in pair) <= 0:
-        raise MissingNumber("a ratio to zero: hours or bytes of a run cut short")
-    return paired_differences(left, right, ratio)
 
 
 def printed_numbers() -> pandas.DataFrame:
@@ -98,7 +91,7 @@ def _ratio_judge(side: int) -> Judge:
 
 def _within(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
     """Ours against the printed number itself: the right side is always the paper's."""
-    differences = _difference(numbers(left), Numbers(printed_numbers())(right))
+    differences = paired_differences(numbers(left), Numbers(printed_numbers())(right))
     return judge({seed: abs(value) for seed, value in differences.items()}, float(bound), -1,
                  unit="million off")
 
@@ -177,7 +170,7 @@ JUDGES: dict[str, Judge] = {
 
 
 def ledger(seeds: pandas.DataFrame) -> pandas.DataFrame:
-    """Every claim with its quote, the verdict from the printed numbers and from ours (COLUMNS)."""
+    """A line per claim of kn/paper/claims.csv, judged by printed numbers and by report.by_seed(records)."""
     ours, paper, lines = Numbers(seeds), Numbers(printed_numbers()), []
     for claim in claims().itertuples():
         table = claim.left.partition("/")[0]

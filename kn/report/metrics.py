@@ -1,8 +1,6 @@
 """Metrics of finished stages, selected by stage and fields and kept per seed: what every table is made of.
 
 select_metric(records, "dev.headline", "finetune_glue", row="student", task="rte")    one metric, by seed
-average(records, "student", "dev")    mean over the GLUE tasks, by seed
-informative(records)                  the GLUE tasks on which the teacher clearly beats the simple baselines
 
 A record is {"stage", "fields", "metrics", "path", "provenance"}, as Store.record gives it. Scores are
 percentages, perplexities plain numbers.

@@ -119,12 +119,10 @@ def claims_page(ledger: pandas.DataFrame, effects: pandas.DataFrame, records: li
 def how_page(records: list[dict], profile: str, run: dict) -> str:
     """Commands, versions, hardware and settings behind a report; `run` is its run.json."""
     seeds, overrides, tables = run.get("seeds", 1), run.get("overrides", []), run.get("tables") or []
-    words = ["./run_all.sh", f"--profile {profile}" if profile != "mini" else ""]
-    if "claims" in tables and len(tables) > 7:
-        words.append("--all")
-    elif tables != list(range(1, 8)):
-        words.append("--only " + ",".join(map(str, tables)))
-    words += [f"--seeds {seeds}" if seeds != 1 else "", *(f"--set {item}" for item in overrides)]
+    only = "" if tables == list(range(1, 8)) else f"--only {','.join(map(str, tables))}"
+    words = ["./run_all.sh", f"--profile {profile}" if profile != "mini" else "",
+             "--all" if "claims" in tables and len(tables) > 7 else only,
+             f"--seeds {seeds}" if seeds != 1 else "", *(f"--set {item}" for item in overrides)]
     command = " ".join(filter(None, words))
     known = [record["provenance"] for record in records]
     packages = {name: version for entry in known

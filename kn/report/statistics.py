@@ -1,15 +1,11 @@
-"""Intervals and verdicts: 95 %, Student's t, differences paired by seed.
-
-interval(values)           mean and interval over seeds, for these tasks
-two_way_interval(values)   mean and interval over tasks and seeds, both taken as random
-paired(left, right)        the two values of every seed that both have
-judge(differences, …)      is a claim held, not held or undecided
-"""
+"""Intervals and verdicts: 95 %, Student's t, differences paired by seed."""
 
 import math
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
+
+from scipy import stats
 
 Values = dict[int | None, float]  # by seed; None where nothing is random
 LEVEL = 0.975  # quantile of a two-sided 95 % interval
@@ -64,8 +60,6 @@ def two_way_interval(values: dict[str, Values]) -> tuple[float, float, float]:
 
 
 def _t_interval(mean: float, variance: float, degrees_of_freedom: float) -> tuple[float, float, float]:
-    from scipy import stats
-
     half = float(stats.t.ppf(LEVEL, degrees_of_freedom)) * math.sqrt(variance)
     return mean, mean - half, mean + half
 

@@ -1,8 +1,4 @@
-"""The cells of one table: the printed value, ours over seeds, their difference and a verdict.
-
-TableBuilder(4).add(row, column, values)    collects cells; .frame() is the CSV, .seeds() all numbers
-machine_independent_facts(frame)            what of a table is the same on every machine
-"""
+"""The cells of one table: the printed value, ours over seeds, their difference and a verdict."""
 
 import math
 import statistics
@@ -24,12 +20,11 @@ MACHINE_INDEPENDENT = ("shape", "count", "hyper-parameter", COUNT, "parameters",
 class TableBuilder:
     """Collects the cells of one table; printed values are looked up by row and column.
 
-    `table` is 1-7, or the name of a table of ours, which has no printed values. `missing` is the verdict of a
-    cell without a value.
+    `table` is 1-7, or the name of a table of ours, which has no printed values.
     """
 
     def __init__(self, table: int | str):
-        self.table, self.missing = table, "not run"
+        self.table, self.missing = table, "not run"  # the verdict of a cell without a value
         self.cells: list[list] = []
         self.seed_lines: list[list] = []
         self.methods: dict[str, dict[str, Any]] = {}  # row → its METHOD_COLUMNS
@@ -94,8 +89,7 @@ def machine_independent_facts(frame: pandas.DataFrame) -> dict[str, Any]:
              if (line.row, line.column) in in_paper]
     numbers = [value for value in paper if not isinstance(value, str)]
     facts = {
-        "lines and columns": frame.shape,
-        "columns": ", ".join(frame.columns),
+        "lines and columns": frame.shape, "columns": ", ".join(frame.columns),
         "rows": " | ".join(dict.fromkeys(frame["row"])),
         "cells per row": " | ".join(dict.fromkeys(frame["column"])),
         "printed": f"{len(paper)} cells, numbers add up to {round(math.fsum(numbers), 5):.10g}",

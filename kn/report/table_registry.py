@@ -1,9 +1,4 @@
-"""One record per table: title, note, builder and plot of Tables 1-7 and of the tables beyond the paper.
-
-table(4, records, "mini")      paper, ours, sd, n, delta, verdict, unit, stage: a line per cell
-beyond_table(name, records)    the same columns, without printed values
-plot(4, records)               a matplotlib figure
-"""
+"""One record per table: title, note, builder and plot of Tables 1-7 and of the tables beyond the paper."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,12 +29,10 @@ TABLES: dict[int | str, TableRecord] = {
     1: TableRecord(
         "Configuration of the models",
         "Shapes read off models that were really built. <em>Erratum</em>: two digits of the printed "
-        "vocabulary are swapped, GPT-2 has 50257 tokens.",
-        tables.configuration, plots.parameter_counts,
+        "vocabulary are swapped, GPT-2 has 50257 tokens.", tables.configuration, plots.parameter_counts,
     ),
     2: TableRecord(
-        "Hyper-parameters",
-        "Ours are the values that the training runs used, read back from their records.",
+        "Hyper-parameters", "Ours are the values that the training runs used, read back from their records.",
         tables.hyperparameters, plots.loss_terms,
     ),
     3: TableRecord(

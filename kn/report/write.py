@@ -1,10 +1,4 @@
-"""Reports on disk: CSV and HTML of tables, claims and stages, each file written atomically.
-
-write_table(4, records, "mini", folder)    table4.csv, table4.html and, of Tables 5 and 6, the averages
-write_beyond(name, …), write_ledger(…)     a table beyond the paper; every claim of the paper, judged
-write_index(records, "mini", folder)       all of these and the pages around them
-write_front(folder)                        the page over all profiles' reports in a folder
-"""
+"""Reports on disk: CSV and HTML of tables, claims and stages, each file written atomically."""
 
 import json
 import os

@@ -56,7 +56,8 @@ def test_erratum_is_noted_for_every_embedding_shape():
     frame = printed(1)
     wrong = frame[frame["value"].str.contains("50527")]
     assert len(wrong) == 3
-    assert set(wrong["note"].str.extract(r"(erratum: \d+ stands for \d+)")[0]) == {"erratum: 50527 stands for 50257"}
+    errata = set(wrong["note"].str.extract(r"(erratum: \d+ stands for \d+)")[0])
+    assert errata == {"erratum: 50527 stands for 50257"}
 
 
 @pytest.mark.parametrize("table", CELLS)

@@ -1,4 +1,5 @@
-"""The ledger: what the paper's own numbers say, verdicts and intervals computed again from the CSVs by other means, and where numbers are missing."""
+"""The ledger: what the paper's own numbers say, verdicts and intervals computed again from the CSVs by other
+means, and where numbers are missing."""
 
 import itertools
 import math
@@ -62,7 +63,8 @@ def students(values):
 
 
 def again(claim, cells, tasks):
-    """(verdict, value, low, high) of one claim from {(table, row, column): {seed: value}}, or None where its judge is not repeated here."""
+    """(verdict, value, low, high) of one claim from {(table, row, column): {seed: value}}, or None where its
+    judge is not repeated here."""
     def get(name):
         return cells[tuple(name.split("/", 2))]
 
@@ -95,8 +97,8 @@ def again(claim, cells, tasks):
         drawn = True
         found = [judged(apart(get(f"{claim.left}/{task}"), get(f"{claim.right}/{task}")), 1)
                  for task in tasks[claim.left.partition("/")[0]]]
-        wanted, sure, lost = (len(found) // 2 + 1 if kind == "most"
-                              else len(found)), sum(f[0] == "reproduced" for f in found), sum(f[0] == "not reproduced" for f in found)
+        wanted = len(found) // 2 + 1 if kind == "most" else len(found)
+        sure, lost = sum(f[0] == "reproduced" for f in found), sum(f[0] == "not reproduced" for f in found)
         return ("reproduced" if sure >= wanted else "not reproduced" if len(found) - lost < wanted
                 else "undecided"), sum(f[1] > 0 for f in found), sure, len(found) - lost
     if kind == "above each":
@@ -137,7 +139,8 @@ def again(claim, cells, tasks):
 
 
 def recomputed(ledger, seeds):
-    """How many verdicts and intervals of a ledger come out the same from the numbers of every seed; an assertion for one that does not."""
+    """How many verdicts and intervals of a ledger come out the same from the numbers of every seed; an
+    assertion for one that does not."""
     seeds = seeds.drop_duplicates(["table", "row", "column", "seed"])
     cells, dull = {}, set()
     for line in seeds.itertuples():

@@ -66,7 +66,8 @@ def test_thin(name):
 def test_at_least_one_cell_is_compared(name):
     checked = [cell for cell in code_cells(read(name)) if cell.outputs and cell.execution_count
                and "nbval-ignore-output" not in tags(cell)]
-    assert checked, f"{name}.ipynb has no cell with outputs that nbval compares: execute it and commit its outputs"
+    assert checked, (f"{name}.ipynb has no cell with outputs that nbval compares: execute it and commit its "
+                     "outputs")
 
 
 @pytest.mark.parametrize("name", NAMES)

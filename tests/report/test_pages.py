@@ -1,4 +1,5 @@
-"""The site in a real headless Chromium: no console error, nothing fetched, no overflow at 360 px, axe-core clean in light and dark, usable by keyboard."""
+"""The site in a real headless Chromium: no console error, nothing fetched, no overflow at 360 px, axe-core
+clean in light and dark, usable by keyboard."""
 
 import os
 import re
@@ -45,7 +46,8 @@ def test_quiet_self_contained_and_narrow(browser, site, name):
     page, complaints, asked = opened(browser, (site / "mini" / f"{name}.html").resolve(), width=360)
     assert not complaints and not asked
     wide = page.evaluate("document.documentElement.scrollWidth")
-    outside = "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 361 && !e.closest('.scroll, nav, figure, pre'))"
+    outside = ("[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 361 && "
+               "!e.closest('.scroll, nav, figure, pre'))")
     assert wide <= 360, page.evaluate(f"{outside}.map(e => e.outerHTML.slice(0, 120)).slice(0, 5)")
     page.context.close()
 
@@ -64,13 +66,14 @@ def test_axe_finds_nothing(browser, site, name, scheme):
 
 
 def test_by_keyboard(browser, site):
-    """The first tab stop leads past the menu; every place that scrolls sideways can be reached and has a name."""
+    """The first tab stop leads past the menu; what scrolls sideways can be reached and has a name."""
     page, _, _ = opened(browser, site / "mini" / "claims.html")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "To the content"
     page.keyboard.press("Enter")
     assert page.evaluate("location.hash") == "#main"
-    nameless = page.evaluate("[...document.querySelectorAll('.scroll')].filter(e => e.tabIndex !== 0 || !e.getAttribute('aria-label')).length")
+    nameless = page.evaluate("[...document.querySelectorAll('.scroll')]"
+                             ".filter(e => e.tabIndex !== 0 || !e.getAttribute('aria-label')).length")
     assert nameless == 0
     page.context.close()
 
@@ -78,7 +81,8 @@ def test_by_keyboard(browser, site):
 def test_verdicts_are_told_without_colour(browser, site):
     """Each verdict carries a sign of its own beside its colour, and the word for screen readers."""
     page, _, _ = opened(browser, site / "index.html")
-    shown = page.evaluate("[...document.querySelectorAll('.chip .verdict')].map(e => [e.title, e.firstElementChild.textContent, e.textContent])")
+    shown = page.evaluate("[...document.querySelectorAll('.chip .verdict')]"
+                          ".map(e => [e.title, e.firstElementChild.textContent, e.textContent])")
     signs = {}
     for word, sign, text in shown:
         signs.setdefault(word, set()).add(sign)
@@ -93,7 +97,8 @@ def test_verdicts_are_told_without_colour(browser, site):
 def test_prints_without_cutting_a_table(browser, site):
     page, _, _ = opened(browser, site / "mini" / "table5.html", width=720)
     page.emulate_media(media="print")
-    cut = page.evaluate("[...document.querySelectorAll('.scroll')].slice(0, 2).filter(e => e.scrollWidth > e.clientWidth + 1).length")
+    cut = page.evaluate("[...document.querySelectorAll('.scroll')].slice(0, 2)"
+                        ".filter(e => e.scrollWidth > e.clientWidth + 1).length")
     assert cut == 0 and page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
     page.context.close()
 
@@ -112,7 +117,8 @@ def test_a_number_leads_to_its_stage(browser, site):
 
 
 def test_negative_results_are_taken_from_the_log():
-    log = "# Log\n\n## 2026-01-01 · first\n\n- kept `x`\n- (−) a <b>\n  second line\n\n## 2026-01-02 · second\n\n- all good\n"
+    log = ("# Log\n\n## 2026-01-01 · first\n\n- kept `x`\n- (−) a <b>\n  second line\n\n"
+           "## 2026-01-02 · second\n\n- all good\n")
     assert pages.negative_results(log) == [("2026-01-01 · first", ["(−) a <b> second line"])]
     text = pages.failed_page(log, [], "mini")
     assert "a &lt;b&gt; second line" in text and "all good" not in text

@@ -34,11 +34,13 @@ def test_crossed_against_the_sums_of_squares_of_a_two_way_table():
     table = numpy.array([list(row.values()) for row in values.values()])
     tasks, seeds = table.shape
     mean, rows, columns = table.mean(), table.mean(1, keepdims=True), table.mean(0, keepdims=True)
-    by_task, by_seed = seeds * ((rows - mean) ** 2).sum() / (tasks - 1), tasks * ((columns - mean) ** 2).sum() / (seeds - 1)
+    by_task = seeds * ((rows - mean) ** 2).sum() / (tasks - 1)
+    by_seed = tasks * ((columns - mean) ** 2).sum() / (seeds - 1)
     rest = ((table - rows - columns + mean) ** 2).sum() / ((tasks - 1) * (seeds - 1))
     spread = by_task + by_seed - rest
     assert spread > max(by_task, by_seed)  # the case in which nothing is cut off
-    freedom = spread**2 / (by_task**2 / (tasks - 1) + by_seed**2 / (seeds - 1) + rest**2 / ((tasks - 1) * (seeds - 1)))
+    parts = by_task**2 / (tasks - 1) + by_seed**2 / (seeds - 1) + rest**2 / ((tasks - 1) * (seeds - 1))
+    freedom = spread**2 / parts
     half = stats.t.ppf(0.975, freedom) * math.sqrt(spread / table.size)
     assert two_way_interval(values) == pytest.approx((mean, mean - half, mean + half))
 
@@ -49,7 +51,8 @@ def test_crossed_holds_the_truth_about_as_often_as_it_says(task_sd, seed_sd):
     held = sum(low <= 0 <= high
                for _, low, high in (two_way_interval(drawn(generator, task_sd=task_sd, seed_sd=seed_sd))
                                     for _ in range(tries)))
-    # 95 % less 3.5 standard errors of 1,500 tries; more where an effect is absent and its mean square is counted all the same
+    # 95 % less 3.5 standard errors of 1,500 tries; more where an effect is absent and its mean square is
+    # counted all the same
     assert 0.93 <= held / tries <= 1.0
 
 
