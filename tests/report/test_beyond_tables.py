@@ -94,8 +94,8 @@ def test_alignment_claims(records):
     assert wiki.verdict == "not held"
     below = claims.loc["Before training, web text (calibration): aligned below SVD start, ratio"]
     assert below.verdict == "held"
-    share = ("Share of the light pre-training after which the aligned start is as good as the SVD start after "
-             "all of it")
+    share = ("Share of the light pre-training after which the aligned start is as good as the SVD start "
+             "after all of it")
     needed = [claims.loc[f"{share}, {name}: at most 0.1"] for name in beyond.DOMAINS.values()]
     assert needed[0].verdict == "held" and needed[0].ours == 0
     assert needed[1].verdict == "not run"  # 49 never reaches 45
