@@ -5,10 +5,8 @@ import pandas
 from kn.report.metrics import GLUE_ROWS, glue_score, informative, mean_over
 from kn.report.statistics import interval, two_way_interval
 
-DIFFERENCES = (
-    ("student", "baseline"), ("student_ilkd", "student"), ("student_ilkd", "baseline"),
-    ("student_ilkd", "baseline_kd"), ("baseline_kd", "baseline"),
-)
+DIFFERENCES = (("student", "baseline"), ("student_ilkd", "student"), ("student_ilkd", "baseline"),
+               ("student_ilkd", "baseline_kd"), ("baseline_kd", "baseline"))
 COLUMNS = ["table", "average", "value", "low", "high", "low_tasks", "high_tasks", "n", "tasks"]
 
 

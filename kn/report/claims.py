@@ -66,11 +66,9 @@ class Numbers:
 
 def printed_numbers() -> pandas.DataFrame:
     """Tables 3 to 7 as printed (SEED_COLUMNS); averages are computed anew, the printed ones are truncated."""
-    lines = [
-        [str(number), cell.row, cell.column, cell.metric, cell.unit, "", None, float(value), ""]
-        for number in range(3, 8) for cell in printed(number).itertuples()
-        if (value := value_of(cell.value.removeprefix(">"))) is not None and cell.column != "Average"
-    ]
+    lines = [[str(number), cell.row, cell.column, cell.metric, cell.unit, "", None, float(value), ""]
+             for number in range(3, 8) for cell in printed(number).itertuples()
+             if (value := value_of(cell.value.removeprefix(">"))) is not None and cell.column != "Average"]
     for table, row in product(("5", "6"), GLUE_ROWS.values()):
         mean = statistics.fmean(line[7] for line in lines if line[:2] == [table, row])
         lines.append([table, row, AVERAGE, "mean of tasks", "%", "", None, mean, ""])
@@ -181,11 +179,9 @@ def ledger(seeds: pandas.DataFrame) -> pandas.DataFrame:
         elif claim.variance and theirs.holds:
             by_paper = HOLDS[None]  # on the claimed side, but by one run without a variance
         by_ours, found = _judge_claim(claim, ours, REPRODUCED, "not run")
-        lines.append([
-            claim.id, OTHER_GROUPS.get(claim.judge, group), claim.section, claim.quote, claim.claim,
-            by_paper, theirs.value, by_ours, *found[1:],
-            claim.note, claim.judge, claim.left, claim.right, claim.bound, claim.variance,
-        ])
+        lines.append([claim.id, OTHER_GROUPS.get(claim.judge, group), claim.section, claim.quote, claim.claim,
+                      by_paper, theirs.value, by_ours, *found[1:],
+                      claim.note, claim.judge, claim.left, claim.right, claim.bound, claim.variance])
     return pandas.DataFrame(lines, columns=COLUMNS)
 
 

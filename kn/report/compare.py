@@ -162,11 +162,9 @@ def compare_reports(folder: Path, reference: Path, most: int = 10) -> str:
     shown = reference.absolute()  # below the checkout without the checkout's folder
     if shown.is_relative_to(PROJECT_ROOT):
         shown = shown.relative_to(PROJECT_ROOT)
-    lines = [
-        f"{len(cells) - len(outside)} of {len(cells)} cells of Tables 1-7 agree with {shown.as_posix()} "
-        f"(within {DEVIATIONS} standard deviations of one seed, at least {MIN_RELATIVE:.0%}; shapes and "
-        "counts exactly)"
-    ]
+    lines = [f"{len(cells) - len(outside)} of {len(cells)} cells of Tables 1-7 agree with {shown.as_posix()} "
+             f"(within {DEVIATIONS} standard deviations of one seed, at least {MIN_RELATIVE:.0%}; shapes and "
+             "counts exactly)"]
     lines += [f"  Table {cell.table}, {cell.row}, {cell.column} ({cell.metric}): {cell.ours} here, "
               f"{cell.reference} there, tolerance {cell.tolerance:.3g}" for cell in outside[:most]]
     if len(outside) > most:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, kron
+from torch.linalg import det, inv
 
 from kn import KnGPT2Config, KnGPT2LMHeadModel, KroneckerEmbedding, KroneckerSpec, nearest_kronecker
 
@@ -32,32 +33,22 @@ def _equal(left: Tensor, right: Tensor) -> Result:
     return difference < RELATIVE_TOLERANCE, difference, "relative difference"
 
 
-@check
-def determinant() -> Result:
-    """|A ⊗ B| = |A|ⁿ |B|ᵐ as printed, A of size n and B of size m; what holds is |A|ᵐ |B|ⁿ."""
-    a, b = _random_matrices((3, 3), (2, 2))
-    return _equal(torch.linalg.det(a) ** 3 * torch.linalg.det(b) ** 2, torch.linalg.det(torch.kron(a, b)))
+def _check_identity(name: str, *shapes: tuple[int, int], sides: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """Registers the check that both sides of an identity are equal for random matrices of these shapes."""
+    CHECKS[name] = functools.cache(lambda: _equal(*sides(*_random_matrices(*shapes))))
 
 
-@check
-def distributive() -> Result:
-    """A ⊗ (B + C) = A ⊗ B + A ⊗ C."""
-    a, b, c = _random_matrices((4, 3), (2, 5), (2, 5))
-    return _equal(torch.kron(a, b + c), torch.kron(a, b) + torch.kron(a, c))
-
-
-@check
-def inverse() -> Result:
-    """(A ⊗ B)⁻¹ = A⁻¹ ⊗ B⁻¹."""
-    a, b = _random_matrices((4, 4), (3, 3))
-    return _equal(torch.linalg.inv(torch.kron(a, b)), torch.kron(torch.linalg.inv(a), torch.linalg.inv(b)))
-
-
-@check
-def transpose() -> Result:
-    """(A ⊗ B)ᵀ = Aᵀ ⊗ Bᵀ."""
-    a, b = _random_matrices((4, 3), (2, 5))
-    return _equal(torch.kron(a, b).T, torch.kron(a.T.contiguous(), b.T.contiguous()))
+# |A ⊗ B| = |A|ⁿ |B|ᵐ as printed, A of size n and B of size m; what holds is |A|ᵐ |B|ⁿ
+_check_identity("determinant", (3, 3), (2, 2),
+                sides=lambda a, b: (det(a) ** 3 * det(b) ** 2, det(kron(a, b))))
+# A ⊗ (B + C) = A ⊗ B + A ⊗ C
+_check_identity("distributive", (4, 3), (2, 5), (2, 5),
+                sides=lambda a, b, c: (kron(a, b + c), kron(a, b) + kron(a, c)))
+# (A ⊗ B)⁻¹ = A⁻¹ ⊗ B⁻¹
+_check_identity("inverse", (4, 4), (3, 3), sides=lambda a, b: (inv(kron(a, b)), kron(inv(a), inv(b))))
+# (A ⊗ B)ᵀ = Aᵀ ⊗ Bᵀ
+_check_identity("transpose", (4, 3), (2, 5),
+                sides=lambda a, b: (kron(a, b).T, kron(a.T.contiguous(), b.T.contiguous())))
 
 
 @check
@@ -71,7 +62,7 @@ def factor_four() -> Result:
 def lookup() -> Result:
     """Row i of A ⊗ B (B 1 × f) is A_i ⊗ B, and kn.KroneckerEmbedding computes it so."""
     layer = KroneckerEmbedding(7, 6, factor=2).double()
-    rows = torch.stack([torch.kron(layer.A[i], layer.B.flatten()) for i in range(7)])
+    rows = torch.stack([kron(layer.A[i], layer.B.flatten()) for i in range(7)])
     return _equal(layer(torch.arange(7)).detach(), rows.detach())
 
 
@@ -81,7 +72,7 @@ def nearest() -> Result:
     (w,) = _random_matrices((8, 6))
     a, b = nearest_kronecker(w, (2, 3))
     blocks = w.reshape(4, 2, 2, 3).permute(0, 2, 1, 3).reshape(8, 6)  # (blocks, entries of a 2 × 3 block)
-    return _equal((w - torch.kron(a[0], b[0])).norm() ** 2, torch.linalg.svdvals(blocks)[1:].square().sum())
+    return _equal((w - kron(a[0], b[0])).norm() ** 2, torch.linalg.svdvals(blocks)[1:].square().sum())
 
 
 @check

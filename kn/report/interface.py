@@ -19,8 +19,8 @@ TEMPLATES = Path(__file__).with_name("templates") / "pdoc"
 
 def source_hash() -> str:
     """Hash over the sources of the documented modules and the style of their pages."""
-    documented = sorted(path for path in PACKAGE.rglob("*.py")
-                        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in ROOMS)
+    documented = [path for path in sorted(PACKAGE.rglob("*.py"))
+                  if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in ROOMS]
     sources = [PACKAGE / "__init__.py", Path(__file__), TEMPLATES / "custom.css", *documented]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 

@@ -18,10 +18,8 @@ from kn.report.statistics import Values
 from kn.suite.planner import TASKS as TASK_KEYS
 
 TASKS = dict(zip(TASK_KEYS, ("CoLA", "RTE", "MRPC", "SST-2", "MNLI", "QNLI", "QQP"), strict=True))
-GLUE_ROWS = {
-    "teacher": "GPT-2 Small", "baseline": "DistilGPT2", "baseline_kd": "DistilGPT2 + KD",
-    "student": "KnGPT2", "student_ilkd": "KnGPT2 + ILKD",
-}
+GLUE_ROWS = {"teacher": "GPT-2 Small", "baseline": "DistilGPT2", "baseline_kd": "DistilGPT2 + KD",
+             "student": "KnGPT2", "student_ilkd": "KnGPT2 + ILKD"}
 MODELS = {key: GLUE_ROWS[key] for key in ("teacher", "baseline", "student")}
 ABLATION = {"none": "KnGPT2", "lm": "KnGPT2 + LM", "kd": "KnGPT2 + KD", "lm_kd": "KnGPT2 + LM + KD"}
 INFORMATIVE_MARGIN = 5.0  # points by which the teacher must lead the best simple baseline of a task
@@ -102,12 +100,10 @@ def simple_baselines(records: list[dict], task: str) -> dict[str, SeedValues]:
     """Dev scores of methods without a pre-trained model; of the two one-sentence models the better one."""
     random, *single = (select_metric(records, "dev.headline", "twin_check", task=task, kind=kind)
                        for kind in ("random", "first_sentence", "second_sentence"))
-    return {
-        "Majority class": select_metric(records, f"{task}.majority.headline", "twins"),
-        "Word list": select_metric(records, f"{task}.word_list.headline", "twins"),
-        "Random initialisation": random,
-        "One sentence only": max(single, key=lambda found: (bool(found.values), found.mean())),
-    }
+    return {"Majority class": select_metric(records, f"{task}.majority.headline", "twins"),
+            "Word list": select_metric(records, f"{task}.word_list.headline", "twins"),
+            "Random initialisation": random,
+            "One sentence only": max(single, key=lambda found: (bool(found.values), found.mean()))}
 
 
 def informative(records: list[dict]) -> list[str]:

@@ -1,8 +1,4 @@
-"""The pages of a report, rendered from templates/*.html: self-contained, no script, nothing fetched.
-
-fragment(frame)    a table, the trends, the ledger or the readings alone, for a notebook
-index_page, table_page, records_page, claims_page, how_page, failed_page, front_page, failed_notebook_page
-"""
+"""The pages of a report, rendered from templates/*.html: self-contained, no script, nothing fetched."""
 
 import re
 from pathlib import Path
@@ -20,12 +16,10 @@ from kn.report.table_registry import TABLES, training_settings
 
 NEGATIVE = "(−)"  # marks a negative result in LOG.md
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-MENU = [
-    ("index.html", "Index"), ("claims.html", "Claims"),
-    *((f"table{n}.html", f"Table {n}") for n in TABLES if isinstance(n, int)),
-    ("records.html", "Stages"), ("how.html", "How it was made"), ("failed.html", "What failed"),
-    ("../index.html", "All profiles"),
-]
+MENU = [("index.html", "Index"), ("claims.html", "Claims"),
+        *((f"table{n}.html", f"Table {n}") for n in TABLES if isinstance(n, int)),
+        ("records.html", "Stages"), ("how.html", "How it was made"), ("failed.html", "What failed"),
+        ("../index.html", "All profiles")]
 BENCHMARK_COLUMNS = ["group", "case", "dtype", "variant", "median", "low", "high", "unit", "ratio", "n"]
 
 
@@ -61,14 +55,12 @@ def section(key: int | str, frame: pandas.DataFrame, figure: Figure, records: li
     """The data of one table's part of a page: note, table, averages, claims, plot."""
     stem, table = file_stem(key), TABLES[key]
     short = f"Table {key}" if isinstance(key, int) else table.title.rpartition(": ")[2].capitalize()
-    return {
-        "id": stem, "title": f"{short}. {table.title}" if isinstance(key, int) else table.title,
-        "short": short, "note": Markup(table.note), "training": training_settings(key, records),
-        "table": views.table_view(frame, links),
-        "averages": [] if averages is None else views.averages_view(averages),
-        "claims": None if claims is None else views.table_view(claims),
-        "plot": Markup(svg(figure, stem)),
-    }
+    return {"id": stem, "title": f"{short}. {table.title}" if isinstance(key, int) else table.title,
+            "short": short, "note": Markup(table.note), "training": training_settings(key, records),
+            "table": views.table_view(frame, links),
+            "averages": [] if averages is None else views.averages_view(averages),
+            "claims": None if claims is None else views.table_view(claims),
+            "plot": Markup(svg(figure, stem))}
 
 
 def table_page(key: int | str, frame: pandas.DataFrame, records: list[dict], profile: str, figure: Figure,
@@ -128,15 +120,13 @@ def how_page(records: list[dict], profile: str, run: dict) -> str:
     packages = {name: version for entry in known
                 for name, version in (entry.get("packages") or {}).items() if version}
     minutes = sum(entry.get("wall_seconds") or 0 for entry in known) / 60
-    facts = {
-        "last command": command, "profile": profile, "seeds": str(seeds),
-        "settings changed": ", ".join(overrides) or "none",
-        **{key: distinct(entry.get(key) for entry in known)
-           for key in ("device", "system", "python", "commit")},
-        "packages": ", ".join(f"{name} {version}" for name, version in sorted(packages.items())),
-        "corpus": str(run.get("corpus") or ""),
-        "work": f"{len(records)} stages, {minutes:.0f} minutes of one process",
-    }
+    facts = {"last command": command, "profile": profile, "seeds": str(seeds),
+             "settings changed": ", ".join(overrides) or "none",
+             **{key: distinct(entry.get(key) for entry in known)
+                for key in ("device", "system", "python", "commit")},
+             "packages": ", ".join(f"{name} {version}" for name, version in sorted(packages.items())),
+             "corpus": str(run.get("corpus") or ""),
+             "work": f"{len(records)} stages, {minutes:.0f} minutes of one process"}
     rows = []
     for kind in dict.fromkeys(record["stage"] for record in records):
         made = [record["provenance"] for record in records if record["stage"] == kind]

@@ -10,10 +10,8 @@ from kn.report.metrics import TASKS, after_ablation, average, select_metric
 from kn.report.statistics import HELD, Values, interval, judge, paired_differences
 from kn.suite.readings import SWITCHES
 
-COLUMNS = [
-    "reading", "switch", "quantity", "default", "switched", "effect", "low", "high", "n", "moved",
-    "verdict by default", "verdict switched", "turned",
-]
+COLUMNS = ["reading", "switch", "quantity", "default", "switched", "effect", "low", "high", "n", "moved",
+           "verdict by default", "verdict switched", "turned"]
 Measure = Callable[[list[dict], str, tuple[str, ...]], Values]  # of records, a method and GLUE tasks
 
 
@@ -98,8 +96,6 @@ def _lines(records: list[dict], reading: str, changed: list[dict]) -> Iterator[l
         verdicts = [HELD[judge(values, side=quantity.side, ratio=quantity.ratio).holds]
                     for values in (before, after)]
         on_tasks = f" ({' and '.join(TASKS[task] for task in tasks)})" if "Table 5" in quantity.name else ""
-        yield [
-            reading, f"{section}.{field}={value}", quantity.name + on_tasks, *means, *moved[1:4],
-            len(differences), "undecided" if moved.holds is None else "yes", *verdicts,
-            "yes" if verdicts[0] != verdicts[1] else "no",
-        ]
+        yield [reading, f"{section}.{field}={value}", quantity.name + on_tasks, *means, *moved[1:4],
+               len(differences), "undecided" if moved.holds is None else "yes", *verdicts,
+               "yes" if verdicts[0] != verdicts[1] else "no"]

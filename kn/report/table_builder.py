@@ -88,12 +88,10 @@ def machine_independent_facts(frame: pandas.DataFrame) -> dict[str, Any]:
     paper = [line.paper for line in frame.drop_duplicates(["row", "column"]).itertuples()
              if (line.row, line.column) in in_paper]
     numbers = [value for value in paper if not isinstance(value, str)]
-    facts = {
-        "lines and columns": frame.shape, "columns": ", ".join(frame.columns),
-        "rows": " | ".join(dict.fromkeys(frame["row"])),
-        "cells per row": " | ".join(dict.fromkeys(frame["column"])),
-        "printed": f"{len(paper)} cells, numbers add up to {round(math.fsum(numbers), 5):.10g}",
-    }
+    facts = {"lines and columns": frame.shape, "columns": ", ".join(frame.columns),
+             "rows": " | ".join(dict.fromkeys(frame["row"])),
+             "cells per row": " | ".join(dict.fromkeys(frame["column"])),
+             "printed": f"{len(paper)} cells, numbers add up to {round(math.fsum(numbers), 5):.10g}"}
     # the precision follows the processor
     independent = frame["metric"].isin(MACHINE_INDEPENDENT) & (frame["column"] != "Precision")
     for line in frame[independent & frame["ours"].notna()].itertuples():

@@ -44,8 +44,7 @@ TABLES: dict[int | str, TableRecord] = {
     4: TableRecord(
         "Perplexity on WikiText-103, after fine-tuning on it",
         "Test text, lower is better. Windows do not overlap; per word divides the same log-likelihood by "
-        "the number of words.",
-        tables.perplexity, plots.perplexities, ("finetune_lm", {"model": "student"}),
+        "the number of words.", tables.perplexity, plots.perplexities, ("finetune_lm", {"model": "student"}),
     ),
     5: TableRecord(
         "GLUE, development sets",
@@ -57,12 +56,10 @@ TABLES: dict[int | str, TableRecord] = {
         tables.glue, plots.glue_scores, ("finetune_glue", {"row": "student_ilkd"}),
         {("One sentence only", task): "one text only: not applicable" for task in ("CoLA", "SST-2")},
     ),
-    6: TableRecord(
-        "GLUE, test sets",
-        "In per cent, predicted first and scored afterwards; the files for GLUE's server lie as "
-        "submission.zip in each score stage. Uninformative tasks are those of Table 5.",
-        tables.glue, plots.glue_scores, ("finetune_glue", {"row": "student_ilkd"}),
-    ),
+    6: TableRecord("GLUE, test sets",
+                   "In per cent, predicted first and scored afterwards; the files for GLUE's server lie as "
+                   "submission.zip in each score stage. Uninformative tasks are those of Table 5.",
+                   tables.glue, plots.glue_scores, ("finetune_glue", {"row": "student_ilkd"})),
     7: TableRecord(
         "Ablation of the pre-training",
         "Pre-training on WikiText-103, perplexity directly after it, MNLI fine-tuned afterwards without "

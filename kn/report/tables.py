@@ -29,10 +29,8 @@ WITHOUT_HEAD = "parameters.without_head"
 
 def configuration(builder: TableBuilder, records: list[dict], profile: str) -> None:
     """Table 1: shapes and parameter counts of models at the paper's size and at the profile's."""
-    columns = {
-        "embedding": "Embedding", "qkv": "Q, K, V", "ffn": "FFN", "out_proj": "Output projection",
-        WITHOUT_HEAD: "Parameters without the output embedding", "parameters.total": "Parameters",
-    }
+    columns = {"embedding": "Embedding", "qkv": "Q, K, V", "ffn": "FFN", "out_proj": "Output projection",
+               WITHOUT_HEAD: "Parameters without the output embedding", "parameters.total": "Parameters"}
     for size, suffix in {"paper_size": "", "mini_size": f", {profile} size"}.items():
         if suffix and (profile == "paper" or not select_metric(records, size, "shapes").values):
             continue
@@ -62,11 +60,9 @@ def hyperparameters(builder: TableBuilder, records: list[dict], profile: str) ->
                for task in TASKS]
     glue = {(task, seed): hyper for task, found in zip(TASKS, by_task, strict=True)
             for seed, hyper in found.values.items()}
-    rows = {
-        "Pre-training": select_metric(records, "hyper", "pretrain", on="web", objective="lm_kd"),
-        "Fine-tuning": SeedValues(glue, [path for found in by_task for path in found.stages]),
-        "Fine-tuning on WikiText-103": select_metric(records, "hyper", "finetune_lm", model="student"),
-    }
+    rows = {"Pre-training": select_metric(records, "hyper", "pretrain", on="web", objective="lm_kd"),
+            "Fine-tuning": SeedValues(glue, [path for found in by_task for path in found.stages]),
+            "Fine-tuning on WikiText-103": select_metric(records, "hyper", "finetune_lm", model="student")}
     names = {"batch_size": "Batch size", "learning_rate": "Learning rate"}
     keys = dict.fromkeys(key for found in rows.values() for hyper in found.values.values() for key in hyper)
     for row, found in rows.items():

@@ -54,11 +54,9 @@ def comparison(frame: pandas.DataFrame, links: dict[str, str]) -> dict[str, Any]
         rows.append({"name": row, "unit": unit, "lines": lines,
                      "cells": [made.get(column) for column in columns]})
     uninformative = set(first.loc[first["verdict"] == "uninformative", "column"])
-    return {
-        "kind": "comparison", "name": f"table {key}".replace("table beyond_", ""), "compared": compared,
-        "style": "wide" if len(columns) > WIDE else "" if compared else "named", "rows": rows,
-        "columns": [{"name": column, "uninformative": column in uninformative} for column in columns],
-    }
+    return {"kind": "comparison", "name": f"table {key}".replace("table beyond_", ""), "compared": compared,
+            "style": "wide" if len(columns) > WIDE else "" if compared else "named", "rows": rows,
+            "columns": [{"name": column, "uninformative": column in uninformative} for column in columns]}
 
 
 def _cell(cell: Any, links: dict[str, str], lines: list[str], paper: str,
@@ -74,13 +72,11 @@ def _cell(cell: Any, links: dict[str, str], lines: list[str], paper: str,
         spread = f"{deviation}({cell.n})"
     faint = cell.verdict in ("uninformative", "not run")
     is_text = isinstance(cell.ours, str) and lines == ["ours"] or not ours and not_applicable
-    return {
-        "paper": paper or "–", "ours": ours or not_applicable or "not run", SPREAD: spread or "–",
-        "Δ": format_number(cell.delta, sign=True, points=points) or "–",
-        "spread": "" if SPREAD in lines else spread, "href": targets[0] if targets else "",
-        "style": "text" if is_text else "", "faint": faint,
-        "tag": "" if faint or cell.verdict == "recorded" else cell.verdict,
-    }
+    return {"paper": paper or "–", "ours": ours or not_applicable or "not run", SPREAD: spread or "–",
+            "Δ": format_number(cell.delta, sign=True, points=points) or "–",
+            "spread": "" if SPREAD in lines else spread, "href": targets[0] if targets else "",
+            "style": "text" if is_text else "", "faint": faint,
+            "tag": "" if faint or cell.verdict == "recorded" else cell.verdict}
 
 
 def _trend(line: Any) -> dict[str, Any]:
@@ -119,12 +115,10 @@ def _claim(line: Any) -> dict[str, Any]:
     printed_value, page = format_number(line.paper_value, sign, sign), ""
     if line.ours != "not run" and line.group.startswith(("Table ", "Beyond the paper")):
         page = f"{file_stem(TABLE_KEYS[line.left.partition('/')[0]])}.html"
-    return {
-        "id": line.id, "claim": line.claim, "quote": line.quote, "note": line.note, "group": line.group,
-        "page": page, "place": f"§ {line.section}" if line.section[0].isdigit() else line.section,
-        "paper": line.paper, "printed": printed_value and f"{printed_value} {unit}", "verdict": line.ours,
-        "ours": ours,
-    }
+    return {"id": line.id, "claim": line.claim, "quote": line.quote, "note": line.note, "group": line.group,
+            "page": page, "place": f"§ {line.section}" if line.section[0].isdigit() else line.section,
+            "paper": line.paper, "printed": printed_value and f"{printed_value} {unit}", "verdict": line.ours,
+            "ours": ours}
 
 
 def _effects(frame: pandas.DataFrame) -> list[dict[str, Any]]:
