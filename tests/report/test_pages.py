@@ -47,7 +47,8 @@ def test_quiet_self_contained_and_narrow(browser, site, name):
     assert not complaints and not asked
     wide = page.evaluate("document.documentElement.scrollWidth")
     outside = ("[...document.querySelectorAll('body *')]"
-               ".filter(e => e.getBoundingClientRect().right > 361 && !e.closest('.scroll, nav, figure, pre'))")
+               ".filter(e => e.getBoundingClientRect().right > 361"
+               " && !e.closest('.scroll, nav, figure, pre'))")
     assert wide <= 360, page.evaluate(f"{outside}.map(e => e.outerHTML.slice(0, 120)).slice(0, 5)")
     page.context.close()
 
