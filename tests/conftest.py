@@ -1,6 +1,7 @@
 """Shared fixtures: tiny models, and the order of the suite (fast files first, the mini run last)."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -31,7 +32,7 @@ SHARED = ROOT.parent / "shared" / "data"  # real public files, for rehearsals of
 
 @pytest.fixture(scope="session")
 def rehearsal_mirror(tmp_path_factory):
-    """A mirror of the real files in ../shared/data with tiny random models; skips where the folder is absent."""
+    """A mirror of the real files in ../shared/data with tiny random models; skips without that folder."""
     if not SHARED.exists():
         pytest.skip("needs the folder ../shared/data of real public files beside the clone")
     import rehearsal
@@ -89,11 +90,48 @@ def whole_test_run(tmp_path_factory):
     return folder
 
 
+@functools.cache
+def kn_is_installed():
+    """Whether this checkout's kn is imported in any folder: always in .venv, else maybe."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", "import kn; print(kn.__file__)"]
+    with tempfile.TemporaryDirectory() as folder:
+        found = subprocess.run(
+            command, cwd=folder, env={**variables, "KN_QUICK_IMPORT": "1"}, capture_output=True, text=True
+        )
+    installed = found.stdout.strip() == str(ROOT / "kn" / "__init__.py")
+    assert installed or Path(sys.prefix) != ROOT / ".venv", found.stderr[-500:]
+    return installed
+
+
+def user_environment(**more):
+    """A user's environment: nothing of this test's run, PYTHONPATH only where kn is not installed."""
+    ours = ("PYTHONPATH", "KN_QUICK_IMPORT", "KN_SET", "KN_GLUE_SCORES", "KN_READ_ONLY")
+    variables = {name: value for name, value in os.environ.items() if name not in ours}
+    return variables | ({} if kn_is_installed() else {"PYTHONPATH": str(ROOT)}) | more
+
+
+def compare_notebook(name, folder, profile="mini", **places):
+    """nbval on a copy of a notebook in another folder: its outputs against the committed ones."""
+    import nbformat
+
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    assert 'profile = "mini"' in parameters.source
+    parameters.source = parameters.source.replace('"mini"', f'"{profile}"')
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider"]
+    command += ["--rootdir", str(folder), f"{name}.ipynb"]
+    variables = user_environment(**places)
+    result = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-3000:]
+
+
 BESIDE = []  # the process that begins mini's stages
 
 
 def pytest_collection_finish(session):
-    """In a whole suite one process makes mini's stages beside the other tests; test_mini.py goes on from there."""
+    """In a whole suite one process makes mini's stages beside the tests; test_mini.py goes on from there."""
     files = {item.path.name for item in session.items}
     if (
         {"test_mini.py", "test_kronecker.py"} <= files
@@ -134,7 +172,7 @@ def pytest_collection_modifyitems(items):
 
 @contextlib.contextmanager
 def largest_tensor():
-    """A list whose one entry becomes the number of elements of the largest tensor that an operation inside gives.
+    """A list whose one entry becomes the element count of the largest tensor that an operation inside gives.
 
     A view counts with its whole storage.
     """

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, stop_beside
+from conftest import ROOT, compare_notebook, stop_beside
 
 from kn.report import compare
 
@@ -62,13 +62,6 @@ def test_the_svd_start_is_far_worse_than_the_teacher_and_training_heals(tables):
 
 
 @pytest.mark.parametrize("name", ["00_start_here", *(f"table{n}" for n in range(1, 8))])
-def test_notebook_against_its_committed_outputs(reports, name):
-    """nbval compares what cannot move between processors; measured values carry nbval-ignore-output."""
-    variables = {**os.environ, "KN_REPORTS": str(reports.parent / "nbval"), "PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider",
-        f"notebooks/{name}.ipynb"
-    ]
-    result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:]
-    assert " passed" in result.stdout
+def test_notebook_against_its_committed_outputs(reports, tmp_path, name):
+    """What cannot move between processors; measured values carry nbval-ignore-output."""
+    compare_notebook(name, tmp_path, KN_REPORTS=str(reports.parent / "nbval"))
