@@ -68,7 +68,8 @@ def menu(page, name, entry):
 def test_table1_in_jupyterlab(lab, tmp_path):
     """Open it, run all cells by the menu, look at the table on the screen."""
     with chromium() as browser:
-        page = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+        # tall: JupyterLab takes cells that are out of sight out of the page
+        page = browser.new_context(viewport={"width": 1400, "height": 4000}).new_page()
         page.goto(f"{lab}/lab/tree/notebooks/table1.ipynb")
         page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
         accept = page.locator(".jp-Dialog button.jp-mod-accept")  # JupyterLab asks where the kernel starts slowly
