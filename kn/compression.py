@@ -1,7 +1,5 @@
 """compress(): a GPT-2 or Llama becomes a model of Kronecker products, from the start that the spec names."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 from torch import nn

@@ -9,8 +9,6 @@ from the output, through b's largest entry. One entry of b's gradient comes with
 activation: Σ_j b_j ∂b_j = ⟨∂A, A⟩.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

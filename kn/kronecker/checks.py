@@ -3,8 +3,6 @@
 Each raises TypeError or ValueError with one line that names the argument, its value and what is allowed.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

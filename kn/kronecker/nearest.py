@@ -7,8 +7,6 @@ B_r are therefore R's leading singular vectors, and the squared residual is the 
 singular values.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """KroneckerSpec, which says what is compressed and how, and the model configurations that store it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ A sublayer can be narrow where factors B (f, 1) of rank 1 lead into it and, for 
 it. gpt2.py and llama.py hold the formulas, one FoldablePart for each kind of sublayer.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -7,8 +7,6 @@ GPT-2's module tree is kept. What fold() makes narrow, with a = A x the factor's
   MLP        Σ_j c_j g(b_j a_k + β[f·k + j]), c the B of c_proj, is formed before the second product.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model

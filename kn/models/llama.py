@@ -7,8 +7,6 @@ and MLP become narrow.
   MLP     z_k = Σ_j c_j g(b_j a_k + β_jk) (b'_j e_k + β'_jk) for the gate a ⊗ b + β and up e ⊗ b' + β'
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel

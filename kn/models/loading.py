@@ -1,7 +1,5 @@
 """Checks of saved models from untrusted folders: safetensors and JSON of plausible sizes, and no code."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator

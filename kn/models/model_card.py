@@ -1,7 +1,5 @@
 """Model card (README.md) of a compressed model; its text is the template model_card.md.jinja."""
 
-from __future__ import annotations
-
 import re
 from contextlib import suppress
 from dataclasses import asdict

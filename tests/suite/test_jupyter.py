@@ -72,7 +72,7 @@ def test_table1_in_jupyterlab(lab, tmp_path):
         page = browser.new_context(viewport={"width": 1400, "height": 4000}).new_page()
         page.goto(f"{lab}/lab/tree/notebooks/table1.ipynb")
         page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-        accept = page.locator(".jp-Dialog button.jp-mod-accept")  # JupyterLab asks where the kernel starts slowly
+        accept = page.locator(".jp-Dialog button.jp-mod-accept")  # asked where the kernel starts slowly
         page.add_locator_handler(accept, lambda button: button.click())
         page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60_000)
         menu(page, "Edit", "Clear Outputs of All Cells")

@@ -41,7 +41,10 @@ def kn(*arguments, home, timeout=300, **environment):
     ("arguments", "message"),
     [
         (["--profile", "huge"], "profile 'huge' is unknown: allowed are mini, midi, paper, test"),
-        (["--only", "9"], "table 9 does not exist: allowed are 1 to 7, beyond and claims, as in --only 4,5,beyond"),
+        (
+            ["--only", "9"],
+            "table 9 does not exist: allowed are 1 to 7, beyond and claims, as in --only 4,5,beyond",
+        ),
         (
             ["--only", "4,below"],
             "'4,below' is not a list of table numbers: allowed are 1 to 7, beyond and claims, as in "
@@ -242,7 +245,7 @@ def test_a_failing_stage_is_named_and_the_rest_goes_on(undisturbed, tmp_path):
     result = kn(*TABLES, "--set", "finetune_lm.learning_rate=1e30", home=tmp_path)
     assert result.returncode == 1
     assert "the loss is not finite" in result.stderr and "finished work is kept" in result.stderr
-    assert result.stderr.count("the loss is not finite") == 1  # Table 4's notebook reads only: it does not train them again
+    assert result.stderr.count("the loss is not finite") == 1  # its notebook does not train them again
     assert "error: table4.ipynb: StoreError: 3 of 9 stages are missing, first finetune_lm/" in result.stderr
     assert pretrained.name in finished(tmp_path)
     assert "not run" in (tmp_path / "reports" / "test" / "index.html").read_text()
