@@ -1,4 +1,4 @@
-"""For test_mutations.py: a forked pytest per input line [folder, test]; output lines [exit status, output]."""
+"""For test_mutations.py: a forked pytest per input line [folder, test]; out come [exit status, output]."""
 
 import json
 import os

@@ -119,7 +119,7 @@ def raised(node: ast.AST) -> set[str]:
 
 
 def faults(tree: ast.Module) -> list[str]:
-    """What the public names of a file lack: a docstring, or an error's name in it (a class's: its __init__)."""
+    """What the public names of a file lack: a docstring, or an error's name in it."""
     found = []
 
     def look(name: str, node: FUNCTION | ast.ClassDef, errors: set[str]) -> None:

@@ -99,7 +99,7 @@ MUTATIONS = {  # what goes wrong: (file, as it is, as it must not be, the test t
 
 @pytest.fixture(scope="module")
 def warm():
-    """A process with torch and transformers imported that forks a pytest per folder: saves six seconds each."""
+    """A process with torch and transformers imported that forks a pytest per folder: quicker."""
     process = subprocess.Popen(
         [sys.executable, Path(__file__).with_name("forks.py")],
         stdin=subprocess.PIPE,
