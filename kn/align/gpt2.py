@@ -1,4 +1,4 @@
-"""Aligned start of GPT-2 (MATH.md §5): of all weights of one function, those nearest to Kronecker products.
+"""Aligned start of GPT-2: of all weights of one function, those nearest to Kronecker products.
 
     teacher, student = build_aligned_pair(model, spec, ids)
 

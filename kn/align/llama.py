@@ -1,4 +1,4 @@
-"""Aligned start of Llama (MATH.md §5): of all weights of one function, those nearest to Kronecker products.
+"""Aligned start of Llama: of all weights of one function, those nearest to Kronecker products.
 
 As gpt2.py, but the stream may be rotated freely (RMSNorm has no mean), query heads share a key head, and
 rotary positions tie queries and keys to frequencies: narrow ones are fitted to the teacher's attention

@@ -1,8 +1,8 @@
-"""Exact symmetries of GPT-2 and Llama (MATH.md §4): changes of the weights that leave the function as it is.
+"""Exact symmetries of GPT-2 and Llama: changes of the weights that leave the function as it is.
 
 Row vectors: the residual stream is x (…, d), a Conv1D's weight (in, out), an nn.Linear's (out, in). Each
 function changes an untied_copy in place and leaves its logits as they are, up to float rounding; a rotation
-comes after centring and folding. Sums and products are float64. Of the symmetries in MATH.md these are the
+comes after centring and folding. Sums and products are float64. Of all the symmetries there are, these are the
 ones that the aligned start applies as such.
 """
 

@@ -3,7 +3,7 @@
     KL(S ‖ T) of a query = E_{p_S}[s_S − s_T] − lse_S + lse_T, ∂/∂s_S = p_S ((s_S − s_T) − E_{p_S}[s_S − s_T])
     KL(T ‖ S) of a query = E_{p_T}[s_T − s_S] − lse_T + lse_S, ∂/∂s_S = p_S − p_T
 
-s are scaled scores q·k, p their softmax, lse their log-sum-exp (MATH.md §6). Scores exist for one block of
+s are scaled scores q·k, p their softmax, lse their log-sum-exp. Scores exist for one block of
 queries at a time. Where the queries' weights are known beforehand ("mean", "sum") the gradients come from the
 same pass, else from a second one. On an NVIDIA GPU, attention_kl_triton.py does the same in Triton kernels.
 """

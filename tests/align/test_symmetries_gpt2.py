@@ -1,4 +1,4 @@
-"""The symmetries of GPT-2 (MATH.md §4) leave float64 logits as they are, one by one and together; what they
+"""The symmetries of GPT-2 leave float64 logits as they are, one by one and together; what they
 cannot take is refused. The aligned start finds the last three, of neurons and heads, by least squares; here
 they stand by themselves.
 """

@@ -182,4 +182,4 @@ def test_the_paper_s_size_folds():
         p.numel() for block in narrow.transformer.h for n, p in block.named_parameters()
         if n.endswith("weight") and p.ndim == 2
     )
-    assert weights == 63_700_992  # of 84,934,656 dense (MATH.md §3)
+    assert weights == 63_700_992  # of 84,934,656 dense
