@@ -48,8 +48,9 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     failure, part = None, target.with_suffix(f".{os.getpid()}.part.ipynb")
     # at level ERROR the kernel reports the interrupt that ends every kernel; errors of cells are raised here
     quiet = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
+    kernel = {"kernel_name": "python3", "cwd": str(SOURCE)}
     try:
-        papermill.execute_notebook(str(source), str(part), parameters, "python3", cwd=str(SOURCE), **quiet)
+        papermill.execute_notebook(str(source), str(part), parameters, **kernel, **quiet)
     except papermill.PapermillExecutionError as error:
         failure = f"{source.name}: {error.ename}: {error.evalue}".splitlines()[0]
     except Exception as error:  # a kernel that dies raises many kinds
