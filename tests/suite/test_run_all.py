@@ -246,7 +246,7 @@ def test_a_failing_stage_is_named_and_the_rest_goes_on(undisturbed, tmp_path):
     assert result.returncode == 1
     assert "the loss is not finite" in result.stderr and "finished work is kept" in result.stderr
     assert result.stderr.count("the loss is not finite") == 1  # its notebook does not train them again
-    assert "error: table4.ipynb: StoreError: 3 of 9 stages are missing, first finetune_lm/" in result.stderr
+    assert "error: table4.ipynb: StoreError: 3 of 8 stages are missing, first finetune_lm/" in result.stderr
     assert pretrained.name in finished(tmp_path)
     assert "not run" in (tmp_path / "reports" / "test" / "index.html").read_text()
 
