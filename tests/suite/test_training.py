@@ -10,7 +10,8 @@ from conftest import tiny_gpt2
 
 from kn import KroneckerSpec, compress
 from kn.distill import DistillationConfig
-from kn.suite import profiles, training
+from kn.suite import training
+from kn.suite.settings import Readings, Training
 
 ROWS = torch.randint(0, 50, (64, 16), generator=torch.Generator().manual_seed(0)).to(torch.int32)
 
@@ -35,7 +36,7 @@ def run(scratch, steps, stop_at=None, hardware=None, **changes):
         "batch_size": 4, "learning_rate": 1e-3, "epochs": 1, "max_steps": steps, "warmup": 0.06,
         "weight_decay": 0.01, "schedule": "linear", "optimizer": "adamw_torch_fused", "clip": 1.0
     }
-    settings = {"training": {**how, **changes}, "precision": "fp32", "readings": vars(profiles.Readings())}
+    settings = {"training": {**how, **changes}, "precision": "fp32", "readings": vars(Readings())}
     rows, config = range(len(ROWS)), DistillationConfig("ilkd")
     result = training.run_training(student, rows, collate, scratch, settings, 0, config, teacher, hardware)
     return student, result.log, result.hyperparameters, result.seconds
@@ -115,8 +116,8 @@ def poisoned_training(scratch, steps, poison):
                 model.transformer.h[0].mlp.c_fc.weight[0, 0] = float("nan")
 
     model.register_forward_pre_hook(count_and_poison)
-    how = dataclasses.asdict(profiles.Training(batch_size=4, learning_rate=1e-3, epochs=1, max_steps=steps))
-    settings = {"training": how, "precision": "fp32", "readings": dataclasses.asdict(profiles.Readings())}
+    how = dataclasses.asdict(Training(batch_size=4, learning_rate=1e-3, epochs=1, max_steps=steps))
+    settings = {"training": how, "precision": "fp32", "readings": dataclasses.asdict(Readings())}
     collate, config = functools.partial(training.token_row_batch, rows), DistillationConfig("none")
     return training.run_training(model, range(len(rows)), collate, scratch, settings, 0, config)
 
