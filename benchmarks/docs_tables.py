@@ -1,16 +1,21 @@
-"""Write the tables of docs/speed.md and docs/beyond.md from the benchmarks' CSVs, between their markers.
+"""Write the tables of README.md and docs/ between their markers, and README's picture.
 
-python benchmarks/docs_tables.py       after a benchmark; tests/test_docs.py checks that they are up to date
+Run `python benchmarks/docs_tables.py` after a benchmark or `python -m kn publish`; tests/test_docs.py checks it.
 """
 
-from __future__ import annotations
-
+import io
+import json
+import math
 from pathlib import Path
 
+import matplotlib
 import pandas
+from matplotlib.figure import Figure
 
 BENCHMARKS = Path(__file__).parent
 DOCS = BENCHMARKS.parent / "docs"
+PUBLISHED = BENCHMARKS.parent / "reports" / "published" / "mini"
+PICTURE = DOCS / "paper-against-ours.svg"
 LAYERS = {  # variants of speed-cpu.csv: the column of the table
     "kronecker": "kn",
     "torch.kron": "torch.kron",
@@ -27,15 +32,36 @@ MODELS = {
 }
 
 
-def read(name: str) -> pandas.DataFrame:
-    """A benchmark's CSV as text."""
-    return pandas.read_csv(BENCHMARKS / name, dtype=str, keep_default_na=False)
+MAIN_CLAIMS = {  # ids of claims.csv that README shows: what README calls them
+    "same-size": "KnGPT2 is as small as DistilGPT2 (parameters without the output embedding, ratio)",
+    "drop": "Right after the SVD the perplexity is far worse than the teacher's (times)",
+    "perplexity": "After fine-tuning its perplexity is below DistilGPT2's (Table 4, ratio)",
+    "outperforms-dev": "KnGPT2 + ILKD is above DistilGPT2 on GLUE dev (Table 5, points)",
+    "efficient": "… and above DistilGPT2 + KD (points)",
+    "retrieve": "The light pre-training helps MNLI (Table 7, points)",
+}
+PANELS = (  # title, table, its cells, whether a line is named by its column or by its row
+    ("Perplexity after fine-tuning (Table 4)", 4,
+     [("Perplexity", model) for model in ("GPT-2 Small", "DistilGPT2", "KnGPT2")], 1),
+    ("Perplexity after pre-training (Table 7)", 7,
+     [(f"KnGPT2{arm}", "Wikitext-103 (pp.)") for arm in ("", " + LM", " + KD", " + LM + KD")], 0),
+    ("GLUE dev, average in % (Table 5)", 5,
+     [(row, "Average")
+      for row in ("GPT-2 Small", "DistilGPT2", "DistilGPT2 + KD", "KnGPT2", "KnGPT2 + ILKD")], 0),
+)
+RING = {"markerfacecolor": "white", "markeredgecolor": "#656c75", "markersize": 7, "label": "paper"}
+DOT = {"color": "#0b5c8a", "markersize": 6, "capsize": 2, "label": "ours, ± standard deviation of the seeds"}
+
+
+def read(name: str, folder: Path = BENCHMARKS) -> pandas.DataFrame:
+    """A CSV as text."""
+    return pandas.read_csv(folder / name, dtype=str, keep_default_na=False)
 
 
 def number(text: str) -> str:
-    """Two decimals, none from a thousand on."""
-    value = float(text)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}"
+    """Two decimals, none from a thousand on; a dash for nothing."""
+    value = float(text or "nan")
+    return "–" if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}"
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -126,7 +152,51 @@ def llama() -> str:
     )
 
 
-BLOCKS = {"speeds": ("speed.md", speeds), "steps": ("speed.md", steps), "llama": ("beyond.md", llama)}
+def results() -> str:
+    """README's table: the main claims, the paper's value, ours with its 95 % interval."""
+    ledger = read("claims.csv", PUBLISHED).set_index("id")
+    run = json.loads((PUBLISHED / "run.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, title in MAIN_CLAIMS.items():
+        line = ledger.loc[name]
+        interval = f" ({number(line.low)} to {number(line.high)})" if line.low else ""
+        rows.append([title, number(line.paper_value), number(line.value) + interval, line.ours])
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in ledger["ours"].value_counts().items())
+    rows.append([f"**All {len(ledger)} claims of the paper's text**", "", "", counts])
+    about = f"{run['profile']}, {run['seeds']} seeds, {run['environment']['device']}"
+    return markdown([about, "paper", "ours (95 % interval)", ""], rows)
+
+
+def picture() -> Figure:
+    """Paper (rings) against ours (dots, ± standard deviation): PANELS of Tables 4, 7 and 5."""
+    matplotlib.rcdefaults()
+    matplotlib.rcParams["svg.hashsalt"] = "kn"  # equal pictures are equal files
+    figure = Figure(figsize=(9.6, 2.9), layout="constrained", facecolor="white")
+    for axes, (title, number, cells, named_by) in zip(figure.subplots(1, 3), PANELS, strict=True):
+        frame = read(f"table{number}.csv", PUBLISHED).drop_duplicates(["row", "column"])
+        lines = frame.set_index(["row", "column"]).loc[cells[::-1]]
+        for place, line in enumerate(lines.itertuples()):
+            ours, paper = float(line.ours), float(line.paper.replace(",", ""))
+            axes.plot([paper, ours], [place, place], color="#c9c5bb", linewidth=1.2, zorder=1)
+            ring = axes.plot(paper, place, "o", zorder=2, **RING)[0]
+            dot = axes.errorbar(ours, place, xerr=float(line.sd or 0), fmt="o", zorder=3, **DOT)
+        axes.set_yticks(range(len(cells)), [cell[named_by] for cell in reversed(cells)], fontsize=8)
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.tick_params(axis="x", labelsize=8)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-0.6, len(cells) - 0.4)
+        axes.grid(axis="x", color="#eeebe4")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        if number == 7:
+            axes.set_xscale("log")
+    figure.legend(handles=[ring, dot], loc="outside lower right", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+BLOCKS = {
+    "results": ("../README.md", results), "speeds": ("speed.md", speeds), "steps": ("speed.md", steps),
+    "llama": ("beyond.md", llama),
+}
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -135,11 +205,15 @@ def markers(name: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Write every block into its page."""
+    """Write every block into its page, and the picture."""
     for name, (page, make) in BLOCKS.items():
         begin, end = markers(name)
         head, rest = (DOCS / page).read_text(encoding="utf-8").split(begin)
         (DOCS / page).write_text(head + begin + make() + end + rest.split(end)[1], encoding="utf-8")
+    buffer = io.StringIO()
+    picture().savefig(buffer, format="svg", metadata={"Date": None})
+    text = "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    PICTURE.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -25,20 +26,12 @@ def between(text, begin, end):
     return text.split(begin)[1].split(end)[0]
 
 
-def test_readme_shows_the_published_report():
-    assert between(PAGES["README.md"], publish.BEGIN, publish.END) == publish.result_table(MINI)
-
-
-def test_the_picture_is_made_of_the_published_report(tmp_path, monkeypatch):
+def test_the_picture_is_made_of_the_published_report(tmp_path):
     """The same drawing: the places of its marks (other versions of fonts write other glyph outlines)."""
-    readme = tmp_path / "README.md"
-    readme.write_text(PAGES["README.md"], encoding="utf-8")
-    monkeypatch.setattr(publish, "README", readme)
-    monkeypatch.setattr(publish, "PICTURE", tmp_path / "picture.svg")
-    publish.update_readme(MINI)
+    docs_tables.picture().savefig(tmp_path / "picture.svg")
     places = [
         re.findall(r'<use xlink:href="#m\w+" x="([\d.]+)" y="([\d.]+)"', path.read_text())
-        for path in (publish.PICTURE, ROOT / "docs" / "paper-against-ours.svg")
+        for path in (tmp_path / "picture.svg", docs_tables.PICTURE)
     ]
     assert len(places[0]) > 24 and places[0] == places[1]
 
@@ -46,7 +39,7 @@ def test_the_picture_is_made_of_the_published_report(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", docs_tables.BLOCKS)
 def test_tables_of_benchmarks_are_up_to_date(name):
     page, make = docs_tables.BLOCKS[name]
-    assert between(PAGES[page], *docs_tables.markers(name)) == make()
+    assert between(PAGES[Path(page).name], *docs_tables.markers(name)) == make()
 
 
 def test_the_published_report_has_five_seeds():
