@@ -1,6 +1,6 @@
 """Write the tables of README.md and docs/ between their markers, and README's picture.
 
-Run `python benchmarks/docs_tables.py` after a benchmark or `python -m kn publish`; tests/test_docs.py checks it.
+Run `python benchmarks/docs_tables.py` after a benchmark or `python -m kn publish`.
 """
 
 import io
