@@ -1,7 +1,10 @@
 """README and docs: numbers are the committed report's, what they name exists, they stay short."""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,15 @@ def test_citation():
         and cited["preferred-citation"]["doi"] == "10.18653/v1/2022.acl-short.24"
     )
     assert len(cited["preferred-citation"]["authors"]) == 6
+
+
+def test_pages_of_the_interface(tmp_path):
+    """pdoc's pages of the public names: no script, nothing fetched."""
+    command = [sys.executable, str(ROOT / "docs" / "interface.py"), str(tmp_path)]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    text = (tmp_path / "kn.html").read_text(encoding="utf-8")
+    assert all(name in text for name in ("nearest_kronecker", "compress", "attention_kl", "DistillTrainer"))
+    for page in tmp_path.rglob("*.html"):
+        assert not re.search(r"<script|src=.https?:|<link[^>]+https?:", page.read_text(encoding="utf-8")), page.name

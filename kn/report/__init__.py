@@ -20,7 +20,7 @@ _MODULE_OF = {
     "beyond_claims": "beyond", "trends": "orderings", "average": "metrics", "informative": "metrics",
     "interval": "statistics", "judge": "statistics", "show": "write", "by_seed": "write",
     "write_table": "write", "write_beyond": "write", "write_ledger": "write", "write_index": "write",
-    "write_front": "write", "write_interface": "interface", "failed_notebook_page": "pages",
+    "write_front": "write", "failed_notebook_page": "pages",
 }
 __all__ = list(_MODULE_OF)
 

@@ -154,8 +154,6 @@ class NotebookRunner:
             "peak_bytes_of_the_report": peak_bytes(), "environment": environment(), "notebooks": self.done,
         }
         write_atomic(self.folder / "run.json", json.dumps(summary, indent=1))
-        if self.profile != "test":
-            report.write_interface(self.folder.parent)
         comparison = compare_with_published(self.folder)
         report.write_front(self.folder.parent)
         for line in cautions(records, self.profile):

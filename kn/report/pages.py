@@ -153,22 +153,17 @@ def failed_page(log: str, records: list[dict], profile: str) -> str:
     return _page("failed.html", "What failed", profile, records, entries=negative_results(log), mark=NEGATIVE)
 
 
-def front_page(reports: dict[str, tuple[pandas.DataFrame, dict]], interface: str = "",
-               comparisons: dict[str, str] | None = None) -> str:
-    """The page above the profiles, {profile: (ledger, run.json)}.
-
-    `interface` is a link to pdoc's pages, `comparisons` says how reports compare with the published ones.
-    """
+def front_page(reports: dict[str, tuple[pandas.DataFrame, dict]], comparisons: dict[str, str]) -> str:
+    """The page above the profiles, {profile: (ledger, run.json)}; each against the published one."""
     cards = []
     for name, (ledger, run) in reports.items():
         seeds, device = run.get("seeds", "?"), run.get("environment", {}).get("device", "")
         cards.append({"name": name, "run": f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {device}",
                       "verdicts": views.count_verdicts(list(ledger["ours"]))})
-    menu = [*((f"{name}/index.html", name) for name in reports),
-            *[(interface, "Interface")] * bool(interface)]
+    menu = [(f"{name}/index.html", name) for name in reports]
     matrix = views.verdict_matrix({name: ledger for name, (ledger, _) in reports.items()})
     return _page("", "KnGPT2: does the paper hold?", "", [], "front.html", menu=menu, cards=cards,
-                 matrix=matrix, comparisons=comparisons or {})
+                 matrix=matrix, comparisons=comparisons)
 
 
 def failed_notebook_page(notebook: Any, failure: str) -> str:

@@ -18,7 +18,6 @@ from kn.report.formatting import anchor, file_stem
 from kn.report.orderings import trends
 from kn.suite.plan import BEYOND
 
-INTERFACE = "api/kn.html"  # written by kn.report.interface
 STAGE_OF = dict(zip(BEYOND, ("aligned", "compressed"), strict=True))  # with it, a table beyond the paper ran
 
 
@@ -130,10 +129,9 @@ def write_front(folder: str | os.PathLike) -> Path:
         found.pop("test", None)  # the profile of this suite's own tests
     reports = {name: (ledger, _read_run(path.with_name("run.json"))) for name, path in found.items()
                if (ledger := _read_ledger(path)) is not None}
-    interface = INTERFACE if (folder / INTERFACE).exists() else ""
     comparisons = {name: path.read_text(encoding="utf-8") for name in reports
                    if (path := folder / name / COMPARISON).is_file()}
-    return write_atomic(folder / "index.html", pages.front_page(reports, interface, comparisons))
+    return write_atomic(folder / "index.html", pages.front_page(reports, comparisons))
 
 
 def _read_ledger(path: Path) -> pandas.DataFrame | None:
