@@ -2,12 +2,12 @@
 # What only a GPU can tell, in one command: the Triton kernels' tests on the card, their speed and that of a whole distillation step, the
 # speed of layers and models in bf16 with and without torch.compile, the cost of the paper profile, and the midi report (three seeds).
 # Has not run on a GPU yet.
-#   python -m kn corpus corpus.json        where the pins are installed
+#   python -m kn export-corpus corpus.json        where the pins are installed
 #   benchmarks/on_a_gpu.sh corpus.json     on the GPU's machine; KN_PYTHON names its Python (packages of other versions are warned of, not refused)
 # Parts of at most nine minutes; what is finished stays in the store, so it may be stopped and started again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-corpus=${1:?the corpus file is missing: make it with python -m kn corpus corpus.json}
+corpus=${1:?the corpus file is missing: make it with python -m kn export-corpus corpus.json}
 mkdir -p reports/midi
 python=${KN_PYTHON:-.venv/bin/python}
 PYTHONPATH=. timeout 540 "$python" -m pytest tests/distill/test_attention_kl_triton.py || echo "the kernels' tests did not pass" >&2

@@ -29,7 +29,6 @@ except ModuleNotFoundError as error:  # a wheel holds the method alone
     sys.exit(2)
 
 TITLE = "Reproduces Tables 1-7 of 'Kronecker Decomposition for GPT Compression'; writes reports/<profile>/."
-FORMER_NAMES = {"rebuild": "pretrain-mini", "corpus": "export-corpus"}
 ERROR_STATUS: dict[type[BaseException], int] = {
     launch.StageFailed: 1, ValueError: 2, StoreError: 2, SourceError: 2, cost.CostError: 2,
     ModuleNotFoundError: 2, OSError: 2, KeyboardInterrupt: 130,
@@ -74,12 +73,10 @@ def run(options: argparse.Namespace) -> int:
     except launch.StageFailed as error:  # the report shows what there is
         print(f"error: {error}", file=sys.stderr)
         status = 1
+    except BaseException:
+        runner.cancel()
+        raise
     return max(status, runner.finish(stages))
-
-
-def run_doctor(options: argparse.Namespace) -> int:
-    """Print whatever would stop a run."""
-    return doctor.main(profiles.load(options.profile).name)
 
 
 def fetch_mirror(options: argparse.Namespace) -> None:
@@ -102,19 +99,10 @@ def export_corpus(options: argparse.Namespace) -> None:
 def pretrain_mini(options: argparse.Namespace) -> int:
     """Train mini's committed teacher and baseline again; ValueError where --extra is no folder."""
     from kn.suite.pretrain_mini import rebuild
+
     if options.extra and not options.extra.is_dir():
         raise ValueError(f"--extra {options.extra} is no folder: give one that holds unpacked packages")
     return rebuild(Store().open(), options.extra)
-
-
-def compare_reports(options: argparse.Namespace) -> None:
-    """Print which cells of two reports agree."""
-    print(compare.compare_reports(options.report, options.reference))
-
-
-def publish_report(options: argparse.Namespace) -> None:
-    """Copy a finished report into reports/published."""
-    print(publish.publish(options.report))
 
 
 def table_list(text: str) -> list[int | str]:
@@ -196,7 +184,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add_run_options(add_command("run", run, "make the report (default)"))
     add_run_options(command := add_command("plan", run, "print the plan with its costs (--dry-run)"))
     command.set_defaults(dry_run=True)
-    add_profile(add_command("doctor", run_doctor, "find whatever would stop a run"))
+    text = "find whatever would stop a run"
+    add_profile(add_command("doctor", lambda o: doctor.main(profiles.load(o.profile).name), text))
     text = "fetch the hub's models and data, for the paper profile"
     command = add_command("mirror", fetch_mirror, text, folder="DIR")
     command.add_argument("--wheels", action="store_true", help="fetch the pinned packages too")
@@ -205,12 +194,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command = add_command("pretrain-mini", pretrain_mini, "train mini's committed models again")
     text = "a folder of unpacked packages whose documentation joins the teacher's text"
     command.add_argument("--extra", type=Path, metavar="DIR", help=text)
-    add_command("compare", compare_reports, "compare two reports cell by cell", report="DIR", reference="DIR")
-    add_command("publish", publish_report, "make a finished report the committed one", report="DIR")
-    first = FORMER_NAMES.get(arguments[0], arguments[0]) if arguments else "run"
-    if first in commands.choices or first in ("-h", "--help"):
-        return top.parse_args([first, *arguments[1:]])
-    return top.parse_args(["run", *arguments])
+    text = "compare two reports cell by cell"
+    add_command("compare", lambda o: print(compare.compare_reports(o.report, o.reference)), text,
+                report="DIR", reference="DIR")
+    text = "make a finished report the committed one"
+    add_command("publish", lambda o: print(publish.publish(o.report)), text, report="DIR")
+    named = arguments and (arguments[0] in commands.choices or arguments[0] in ("-h", "--help"))
+    return top.parse_args(arguments if named else ["run", *arguments])
 
 
 def one_line(text: str) -> str:

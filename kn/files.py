@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
 PACKAGE = Path(__file__).parent
@@ -15,6 +16,14 @@ BENCHMARKS = PROJECT_ROOT / "benchmarks"  # speed-<device>.csv, for the index pa
 def store_home() -> Path:
     """The folder of the store: $KN_HOME, or artifacts/ in the checkout."""
     return Path(os.environ.get("KN_HOME") or PROJECT_ROOT / "artifacts").absolute()
+
+
+def installed_version(package: str) -> str | None:
+    """Version of an installed package, None for one that is missing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def file_sha256(path: Path) -> str:

@@ -1,7 +1,5 @@
 """Aligned start of GPT-2: of all weights of one function, those nearest to Kronecker products.
 
-    teacher, student = build_aligned_pair(model, spec, ids)
-
 The teacher has the model's function, its residual stream rotated for the compressed embedding. The student is
 dense, but its compressed matrices are exact Kronecker products with B = (1, 0, …), to train like any other
 parameter: an MLP is pruned to 1/f of its neurons and refitted, a head of size e has rank e/f.

@@ -1,14 +1,12 @@
 """Model card (README.md) of a compressed model; its text is the template model_card.md.jinja."""
 
 import re
-from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import jinja2
 
-from kn.files import PACKAGE
+from kn.files import PACKAGE, installed_version
 from kn.kronecker.layers import KroneckerLayer
 
 TEMPLATE = PACKAGE / "models" / "model_card.md.jinja"
@@ -24,9 +22,7 @@ def provenance(teacher) -> dict[str, str | int]:
         "teacher_parameters": sum(p.numel() for p in teacher.parameters()),
     }
     for package in ("kn", "torch", "transformers"):
-        found[package] = "not installed as a package"  # run from a clone
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
+        found[package] = installed_version(package) or "not installed as a package"  # run from a clone
     return found
 
 

@@ -2,7 +2,8 @@
 
 import pandas
 
-from kn.report.metrics import GLUE_ROWS, glue_score, informative, mean_over
+from kn.report.labels import GLUE_ROWS
+from kn.report.metrics import glue_score, informative, mean_over
 from kn.report.statistics import interval, two_way_interval
 
 DIFFERENCES = (("student", "baseline"), ("student_ilkd", "student"), ("student_ilkd", "baseline"),

@@ -5,7 +5,8 @@ from functools import partial
 
 import pandas
 
-from kn.report.metrics import TASKS, SeedValues, before_finetuning, glue_score, mean_over, select_metric
+from kn.report.labels import TASKS
+from kn.report.metrics import SeedValues, before_finetuning, glue_score, mean_over, select_metric
 from kn.report.orderings import compare
 from kn.report.statistics import Values, paired
 from kn.report.table_builder import COUNT, TableBuilder

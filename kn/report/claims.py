@@ -14,7 +14,7 @@ import pandas
 
 from kn.files import BENCHMARKS
 from kn.paper import claims, printed, value_of
-from kn.report.metrics import GLUE_ROWS, TASKS
+from kn.report.labels import GLUE_ROWS, TASKS
 from kn.report.statistics import REPRODUCED, Values, Verdict, judge, paired, paired_differences
 from kn.report.table_builder import SEED_COLUMNS
 
@@ -94,10 +94,6 @@ def _within(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
                  unit="million off")
 
 
-def _above_bound(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
-    return judge(numbers(left), float(bound), unit="times the teacher's")
-
-
 def _at_least(found: list[Verdict], needed: int) -> Verdict:
     """Whether at least `needed` hold; value: how many do by their means, low: surely, high: possibly."""
     surely, possibly = sum(v.holds is True for v in found), sum(v.holds is not False for v in found)
@@ -158,9 +154,11 @@ def _algebra(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
     return Verdict(holds, value, unit=unit)
 
 
+TIMES_TEACHER = "times the teacher's"
 JUDGES: dict[str, Judge] = {
     "above": _difference_judge(1), "not above": _difference_judge(-1), "above each": _above_each,
-    "above bound": _above_bound, "below": _ratio_judge(-1), "at most": _ratio_judge(-1),
+    "above bound": lambda numbers, left, right, bound: judge(numbers(left), float(bound), unit=TIMES_TEACHER),
+    "below": _ratio_judge(-1), "at most": _ratio_judge(-1),
     "at least": _ratio_judge(1), "within": _within, "most": _task_judge(lambda n: n // 2 + 1),
     "all": _task_judge(lambda n: n), "recovers": _recovers, "reversed": _reversed, "speed": _speed,
     "algebra": _algebra,

@@ -1,7 +1,5 @@
 """A report against another one of the same profile: which cells agree within what another machine moves.
 
-    python -m kn compare reports/mini reports/published/mini
-
 Training amplifies another processor's rounding until a number moves about as far as with another seed. So
 the tolerance of a measured cell is DEVIATIONS standard deviations of one seed, pooled over cells of the same
 kind in the reference, at least MIN_RELATIVE of the value; shapes, counts and hyper-parameters must be equal.
@@ -162,9 +160,10 @@ def compare_reports(folder: Path, reference: Path, most: int = 10) -> str:
     shown = reference.absolute()  # below the checkout without the checkout's folder
     if shown.is_relative_to(PROJECT_ROOT):
         shown = shown.relative_to(PROJECT_ROOT)
+    left_out = len(read_tables(reference)) - len(cells)
     lines = [f"{len(cells) - len(outside)} of {len(cells)} cells of Tables 1-7 agree with {shown.as_posix()} "
              f"(within {DEVIATIONS} standard deviations of one seed, at least {MIN_RELATIVE:.0%}; shapes and "
-             "counts exactly)"]
+             "counts exactly)" + f"; {left_out} of its cells are not in this run" * bool(left_out)]
     lines += [f"  Table {cell.table}, {cell.row}, {cell.column} ({cell.metric}): {cell.ours} here, "
               f"{cell.reference} there, tolerance {cell.tolerance:.3g}" for cell in outside[:most]]
     if len(outside) > most:

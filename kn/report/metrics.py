@@ -1,7 +1,5 @@
 """Metrics of finished stages, selected by stage and fields and kept per seed: what every table is made of.
 
-select_metric(records, "dev.headline", "finetune_glue", row="student", task="rte")    one metric, by seed
-
 A record is {"stage", "fields", "metrics", "path", "provenance"}, as Store.record gives it. Scores are
 percentages, perplexities plain numbers.
 """
@@ -14,14 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from kn.report.labels import TASKS
 from kn.report.statistics import Values
-from kn.suite.planner import TASKS as TASK_KEYS
 
-TASKS = dict(zip(TASK_KEYS, ("CoLA", "RTE", "MRPC", "SST-2", "MNLI", "QNLI", "QQP"), strict=True))
-GLUE_ROWS = {"teacher": "GPT-2 Small", "baseline": "DistilGPT2", "baseline_kd": "DistilGPT2 + KD",
-             "student": "KnGPT2", "student_ilkd": "KnGPT2 + ILKD"}
-MODELS = {key: GLUE_ROWS[key] for key in ("teacher", "baseline", "student")}
-ABLATION = {"none": "KnGPT2", "lm": "KnGPT2 + LM", "kd": "KnGPT2 + KD", "lm_kd": "KnGPT2 + LM + KD"}
 INFORMATIVE_MARGIN = 5.0  # points by which the teacher must lead the best simple baseline of a task
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from kn import report
@@ -20,8 +20,6 @@ from kn.suite.provenance import environment
 from kn.suite.store import Stage, Store
 
 SOURCE = PROJECT_ROOT / "notebooks"
-KERNEL_DIED = ("its kernel ended: out of memory, or killed; run the same command again, with --jobs 1 if it "
-               "was memory")
 RENDERING = (".py", ".csv", ".css", ".html")  # kinds of files in kn/paper and kn/report that shape a report
 
 
@@ -55,7 +53,9 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
         failure = f"{source.name}: {error.ename}: {error.evalue}".splitlines()[0]
     except Exception as error:  # a kernel that dies raises many kinds
         first = (str(error).splitlines() or [""])[0]
-        failure = f"{source.name}: {type(error).__name__}: {first} ({KERNEL_DIED})"
+        advice = "run the same command again, with --jobs 1 if it was memory"
+        reason = f"its kernel ended: out of memory, or killed; {advice}"
+        failure = f"{source.name}: {type(error).__name__}: {first} ({reason})"
     if part.exists():
         notebook = nbformat.read(part, as_version=4)
         for name in ("input_path", "output_path"):  # paths of this machine
@@ -108,11 +108,16 @@ class NotebookRunner:
             key = key_of(SOURCE / f"{name}.ipynb", inputs, stages)
             self.waiting[name] = key, {stage.path for stage in stages}
         self.thread = ThreadPoolExecutor(1)
+        self.started: list[Future] = []
 
     def update(self, paths: set[str]) -> None:
         """Execute the notebooks whose stages are all among these finished ones."""
         for name in [name for name, (_, needed) in self.waiting.items() if needed <= paths]:
-            self.thread.submit(self._execute, name, self.waiting.pop(name)[0])
+            self.started.append(self.thread.submit(self._execute, name, self.waiting.pop(name)[0]))
+
+    def cancel(self) -> None:
+        """Start no other notebook, for a run that was stopped."""
+        self.thread.shutdown(wait=False, cancel_futures=True)
 
     def _execute(self, name: str, key: str) -> None:
         """Execute one notebook unless it is unchanged; what happened is printed beside the progress bar."""
@@ -134,7 +139,8 @@ class NotebookRunner:
     def finish(self, plan: list[Stage]) -> int:
         """Execute the other notebooks, then write the pages; returns 1 if any notebook failed, else 0."""
         self.update({path for _, needed in self.waiting.values() for path in needed})
-        self.thread.shutdown(wait=True)
+        for execution in self.started:
+            execution.result()  # what no notebook can raise, a full disk say, ends the run
         del os.environ[run.READ_ONLY]
         started = time.monotonic()
         records = run.records(self.store, [stage for stage in plan if self.store.has(stage)])
@@ -187,8 +193,3 @@ def compare_with_published(folder: Path) -> str:
         text = f"not compared with the published report: {error}"
     write_atomic(folder / COMPARISON, text + "\n")
     return text
-
-
-def run_all(profile: str, tables: list[int | str], seeds: int, plan: list[Stage], store: Store) -> int:
-    """Execute the tables' notebooks, write index, run.json and front page; 1 if a notebook failed, else 0."""
-    return NotebookRunner(profile, tables, seeds, store).finish(plan)

@@ -6,17 +6,8 @@ import statistics
 import pandas
 
 from kn.paper import number_of, printed
-from kn.report.metrics import (
-    ABLATION,
-    GLUE_ROWS,
-    MODELS,
-    TASKS,
-    after_ablation,
-    average,
-    before_finetuning,
-    informative,
-    select_metric,
-)
+from kn.report.labels import ABLATION, GLUE_ROWS, MODELS, TASKS
+from kn.report.metrics import after_ablation, average, before_finetuning, informative, select_metric
 from kn.report.statistics import HELD, Values, judge, paired_differences
 from kn.report.table_builder import rounded
 

@@ -1,7 +1,4 @@
-"""The committed report: a finished run becomes reports/published/<profile>; nothing else writes there.
-
-    python -m kn publish reports/mini && python benchmarks/docs_tables.py    (README's table and picture)
-"""
+"""The committed report: a finished run becomes reports/published/<profile>; nothing else writes there."""
 
 import json
 import os

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pandas
 
-from kn.report.metrics import TASKS, after_ablation, average, select_metric
+from kn.report.labels import TASKS
+from kn.report.metrics import after_ablation, average, select_metric
 from kn.report.statistics import HELD, Values, interval, judge, paired_differences
 from kn.suite.readings import SWITCHES
 
@@ -19,16 +20,12 @@ def _perplexity(records: list[dict], model: str, tasks: tuple[str, ...]) -> Valu
     return select_metric(records, "perplexity.wiki.test", "finetune_lm", model=model).values
 
 
-def _ablation(records: list[dict], objective: str, tasks: tuple[str, ...]) -> Values:
-    return after_ablation(records, objective).values
+def _dev_average(records: list[dict], row: str, tasks: tuple[str, ...]) -> Values:
+    return average(records, row, "dev", tasks)
 
 
 def _mnli(records: list[dict], objective: str, tasks: tuple[str, ...]) -> Values:
     return select_metric(records, "dev.f1", "finetune_glue", row=f"ablation_{objective}", task="mnli").values
-
-
-def _glue(records: list[dict], row: str, tasks: tuple[str, ...]) -> Values:
-    return average(records, row, "dev", tasks)
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,12 @@ class Quantity:
 QUANTITIES = (
     Quantity("Table 4: KnGPT2 / DistilGPT2, perplexity", -1, True,
              _perplexity, "student", "baseline", "finetune_lm"),
-    Quantity("Table 7: LM / LM + KD, perplexity", -1, True, _ablation, "lm", "lm_kd", "pretrain", "wiki"),
+    Quantity("Table 7: LM / LM + KD, perplexity", -1, True,
+             lambda records, arm, _: after_ablation(records, arm).values, "lm", "lm_kd", "pretrain", "wiki"),
     Quantity("Table 5: KnGPT2 − DistilGPT2", 1, False,
-             _glue, "student", "baseline", "finetune_glue", "student"),
+             _dev_average, "student", "baseline", "finetune_glue", "student"),
     Quantity("Table 5: KnGPT2 + ILKD − KnGPT2", 1, False,
-             _glue, "student_ilkd", "student", "finetune_glue", "student"),
+             _dev_average, "student_ilkd", "student", "finetune_glue", "student"),
     Quantity("Table 7, MNLI f1: LM + KD − none", 1, False,
              _mnli, "lm_kd", "none", "finetune_glue", "ablation"),
 )

@@ -7,11 +7,8 @@ from operator import itemgetter
 from typing import Any
 
 from kn.paper import number_of
+from kn.report.labels import ABLATION, GLUE_ROWS, MODELS, TASKS
 from kn.report.metrics import (
-    ABLATION,
-    GLUE_ROWS,
-    MODELS,
-    TASKS,
     SeedValues,
     after_ablation,
     average,

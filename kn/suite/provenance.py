@@ -4,21 +4,12 @@ import os
 import platform
 import subprocess
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from kn.files import PROJECT_ROOT
+from kn.files import PROJECT_ROOT, installed_version
 from kn.suite.devices import device_name
 
 PACKAGES = "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scikit-learn", "pandas"
-
-
-def installed_version(package: str) -> str | None:
-    """Version of an installed package, None for one that is missing."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def git_commit(checkout: Path = PROJECT_ROOT) -> str:

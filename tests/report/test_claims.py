@@ -14,7 +14,7 @@ from kn import report
 from kn.paper import claims as listed
 from kn.paper import printed, value_of
 from kn.report import claims, identities
-from kn.report.metrics import TASKS
+from kn.report.labels import TASKS
 from kn.report.statistics import REPRODUCED
 
 DATA = {name: f"reports/published/mini/{name}.csv" for name in ("claims", "seeds")}

@@ -10,7 +10,7 @@ from scipy import stats
 
 from kn import report
 from kn.paper import printed, value_of
-from kn.report.metrics import TASKS
+from kn.report.labels import TASKS
 from kn.report.orderings import compare
 from kn.report.statistics import interval
 

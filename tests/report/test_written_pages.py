@@ -9,7 +9,7 @@ from test_report import HOSTILE, make
 
 from kn import files, report
 from kn.report import write
-from kn.report.metrics import TASKS
+from kn.report.labels import TASKS
 
 
 def test_pages_escape_hostile_text_and_fetch_nothing(tmp_path):

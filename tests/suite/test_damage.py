@@ -297,7 +297,7 @@ def test_a_kernel_that_dies_and_a_cell_that_raises(whole, tmp_path, monkeypatch,
     monkeypatch.setattr(notebooks, "SOURCE", tmp_path)
     monkeypatch.setenv("KN_REPORTS", str(tmp_path / "reports"))
     folder, store = tmp_path / "reports" / "test", Store(whole[0])
-    assert notebooks.run_all("test", [3, 4, 5], 1, PLAN, store) == 1
+    assert notebooks.NotebookRunner("test", [3, 4, 5], 1, store).finish(PLAN) == 1
     said = capsys.readouterr()
     errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in said.err and len(errors) == 2
@@ -323,7 +323,7 @@ def test_a_kernel_that_dies_and_a_cell_that_raises(whole, tmp_path, monkeypatch,
     }
     for name in before:
         turn(folder / name, random.Random(0))
-    assert notebooks.run_all("test", [3, 4, 5], 1, PLAN, store) == 0
+    assert notebooks.NotebookRunner("test", [3, 4, 5], 1, store).finish(PLAN) == 0
     said = capsys.readouterr()
     assert said.err == "" and "unchanged" not in said.out and not list(folder.glob("*-failed.html"))
     assert "reached" in (folder / "table5.ipynb").read_text()

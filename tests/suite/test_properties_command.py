@@ -16,8 +16,7 @@ from kn.suite import cost, profiles
 USUAL = settings(
     derandomize=True, max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
-FORMER = ("corpus", "rebuild")
-COMMANDS = ("run", "plan", "doctor", "mirror", "export-corpus", "pretrain-mini", "compare", *FORMER)
+COMMANDS = ("run", "plan", "doctor", "mirror", "export-corpus", "pretrain-mini", "compare")
 VALUED = ("--profile", "--only", "--seeds", "--jobs", "--slurm", "--glue-scores", "--extra", "--set")
 words = st.one_of(
     st.text(max_size=10),
@@ -134,7 +133,6 @@ def test_good_words_begin_what_they_ask_for(begun):
         (["mirror", "somewhere", "--wheels"], ["mirror"]),
         (["export-corpus", "file.json", "--profile", "test"], ["corpus"]),
         (["pretrain-mini"], ["pretrained"]),
-        (["rebuild"], ["pretrained"]),  # the former name
         (["compare", "reports/mini", "reports/other"], ["compared"]),
         (["doctor"], []),
     ):
