@@ -62,10 +62,10 @@ def rotated_teacher(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> tuple
     frequency = token_frequencies(ids, embedding.num_embeddings, SMOOTHING)
     rows = embedding.weight.detach().double()
     mean = frequency @ rows
-    with torch.no_grad():  # the tokens' common part moves to every position
-        embedding.weight.copy_(rows - mean)
-        teacher.transformer.wpe.weight.add_(mean)
     rows = rows - mean
+    with torch.no_grad():  # the tokens' common part moves to every position
+        embedding.weight.copy_(rows)
+        teacher.transformer.wpe.weight.add_(mean)
     length, covariance = ids.shape[1], rows.T @ (frequency[:, None] * rows)
     batches = ids[: max(1, GRADIENT_TOKENS // length)].split(max(1, LOGIT_TOKENS // length))
     metric = gradient_covariance(embedding, partial(_embedding_losses, teacher), batches)

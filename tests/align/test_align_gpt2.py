@@ -183,3 +183,20 @@ def test_mini_s_model_needs_no_healing(mini):
 def test_refusals(fields, ids, message):
     with pytest.raises(ValueError, match=message):
         compress(tiny_gpt2(), KroneckerSpec(init="aligned", **fields), calibration=ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_embeddings_covariance_is_centred_once(dtype, monkeypatch):
+    """Σ_v f_v (x_v − μ)(x_v − μ)ᵀ by a naive loop, in both dtypes (a view was centred twice)."""
+    seen = []
+    rotation = gpt2.optimal_rotation
+    monkeypatch.setattr(gpt2, "optimal_rotation", lambda c, *rest: seen.append(c) or rotation(c, *rest))
+    model = tiny_gpt2(dtype=dtype, n_embd=16)
+    gpt2.rotated_teacher(model, ALIGNED, IDS)
+    teacher = gpt2.symmetries.untied_copy(model)
+    gpt2.symmetries.centre_gpt2(teacher)
+    rows = teacher.transformer.wte.weight.detach().double()
+    frequency = gpt2.token_frequencies(IDS, len(rows), gpt2.SMOOTHING)
+    mean = sum(f * x for f, x in zip(frequency, rows, strict=True))
+    expected = sum(f * torch.outer(x - mean, x - mean) for f, x in zip(frequency, rows, strict=True))
+    torch.testing.assert_close(seen[0], expected, rtol=1e-9, atol=1e-12)  # float64 sums in another order
