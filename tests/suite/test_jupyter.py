@@ -67,8 +67,26 @@ def lab(tmp_path_factory):
 
 def menu(page, name, entry):
     """Choose an entry of a menu."""
-    page.get_by_role("menuitem", name=name, exact=True).click()
-    page.get_by_role("menuitem", name=entry, exact=True).click()
+    page.get_by_role("menuitem", name=name, exact=True).click(timeout=20_000)
+    page.get_by_role("menuitem", name=entry, exact=True).click(timeout=20_000)
+
+
+def run_all_cells(page, until):
+    """Run all cells by the menu and wait for `until`; on a slow machine JupyterLab first asks for the kernel,
+    more than once, and a kernel that it has just replaced forgets what it was asked to run.
+    """
+    accept = page.locator(".jp-Dialog button.jp-mod-accept")
+    idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    deadline, asked = time.monotonic() + 420, -60.0
+    while not until.count():
+        assert time.monotonic() < deadline, page.locator("body").inner_text()[-2000:]
+        with contextlib.suppress(TimeoutError):  # a dialog may open or close under the click: look again
+            if accept.count():
+                accept.first.click(timeout=5_000)
+            elif idle.count() and time.monotonic() - asked > 45:
+                menu(page, "Run", "Run All Cells")
+                asked = time.monotonic()
+        page.wait_for_timeout(500)
 
 
 def test_table1_in_jupyterlab(lab, tmp_path):
@@ -77,20 +95,10 @@ def test_table1_in_jupyterlab(lab, tmp_path):
         # tall: JupyterLab takes cells that are out of sight out of the page
         page = browser.new_context(viewport={"width": 1400, "height": 4000}).new_page()
         page.goto(f"{lab}/lab/tree/table1.ipynb")
-        page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-        accept = page.locator(".jp-Dialog button.jp-mod-accept")  # asked where the kernel starts slowly
-        page.add_locator_handler(accept, lambda button: button.click())
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60_000)
+        page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=120_000)
         error = page.locator("[data-mime-type='application/vnd.jupyter.error']")
         table = page.locator(".jp-OutputArea .kn table").first
-        for _ in range(5):  # a kernel that JupyterLab has just replaced forgets what it was asked to run
-            menu(page, "Run", "Run All Cells")
-            with contextlib.suppress(TimeoutError):
-                table.or_(error).or_(accept).first.wait_for(timeout=45_000)
-            if table.count() or error.count():
-                break
-            if accept.count():
-                accept.click()
+        run_all_cells(page, until=table.or_(error))
         assert not error.count(), error.first.inner_text()[-1000:]
         table.scroll_into_view_if_needed()
         page.wait_for_timeout(500)

@@ -274,7 +274,7 @@ def test_a_stage_cannot_leave_the_store(tmp_path, kind, value):
 def test_a_package_name_with_dots_imports_nothing(tmp_path):
     """find_spec of a dotted name would import what stands before the dot, from the current folder."""
     (tmp_path / "evil.py").write_text("open('ran', 'w')\n")
-    arguments = ["-m", "kn", "corpus", "out.json", "--profile", "test", "--set", "text.web=evil.inner"]
+    arguments = ["-m", "kn", "export-corpus", "out.json", "--profile", "test", "--set", "text.web=evil.inner"]
     made = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert made.returncode == 2 and not (tmp_path / "ran").exists()
