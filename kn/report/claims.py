@@ -107,6 +107,8 @@ def _task_judge(needed: Callable[[int], int]) -> Judge:
     def judge_tasks(numbers: Numbers, left: str, right: str, bound: str) -> Verdict:
         tasks = numbers.tasks(left.partition("/")[0])
         found = [judge(numbers.difference(f"{left}/{task}", f"{right}/{task}")) for task in tasks]
+        if not found:  # the teacher learned none of them: nothing can be said
+            return Verdict(None, 0, 0, 0, 0, "of 0")
         return _at_least(found, needed(len(found)))
 
     return judge_tasks

@@ -224,3 +224,12 @@ def test_quotes_stand_in_the_paper():
     whole = plain(text.read_text(encoding="utf-8"))
     missing = [claim.id for claim in listed().itertuples() if plain(claim.quote) not in whole]
     assert not missing
+
+
+def test_no_informative_task_leaves_claims_over_tasks_undecided():
+    """A short run may learn no task: the ledger and so the front page are made all the same."""
+    seeds = claims.printed_numbers()
+    seeds.loc[seeds["table"].isin(("5", "6")), "verdict"] = "uninformative"
+    found = claims.ledger(seeds).set_index("judge")
+    for kind in ("most", "all"):
+        assert set(found.loc[[kind], "ours"]) == {"undecided"} and set(found.loc[[kind], "value"]) == {0}
