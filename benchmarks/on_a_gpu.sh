@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What only a GPU can tell, in one command: the Triton kernels' tests on the card, their speed and that of a whole distillation step, the
 # speed of layers and models in bf16 with and without torch.compile, the cost of the paper profile, and the midi report (three seeds).
-# Has not run on a GPU yet.
+# Its parts ran on an NVIDIA H200 one by one (LOG.md), midi with one seed.
 #   python -m kn export-corpus corpus.json        where the pins are installed
 #   benchmarks/on_a_gpu.sh corpus.json     on the GPU's machine; KN_PYTHON names its Python (packages of other versions are warned of, not refused)
 # Parts of at most nine minutes; what is finished stays in the store, so it may be stopped and started again.

@@ -18,8 +18,9 @@ def publish(folder: Path, published: Path = PUBLISHED) -> Path:
     summary = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     if lacking := summary["stages"] - summary["finished"]:
         raise ValueError(f"{folder} lacks {lacking} stages: run its profile again first")
-    if run["overrides"]:
-        raise ValueError(f"{folder} was made with --set {' '.join(run['overrides'])}: publish a run of the "
+    # the same text from a file is no other setting: pages name it by its fingerprint
+    if changed := [item for item in run["overrides"] if not item.startswith("text.file=")]:
+        raise ValueError(f"{folder} was made with --set {' '.join(changed)}: publish a run of the "
                          "profile's own settings")
     if target.exists() and (before := read_run(target)["seeds"]) > run["seeds"]:
         raise ValueError(f"{target} has {before} seeds, {folder} has {run['seeds']}: run it with --seeds "

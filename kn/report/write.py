@@ -129,6 +129,8 @@ def write_front(folder: str | os.PathLike) -> Path:
         found.pop("test", None)  # the profile of this suite's own tests
     reports = {name: (ledger, _read_run(path.with_name("run.json"))) for name, path in found.items()
                if (ledger := _read_ledger(path)) is not None}
+    # the report of most seeds first
+    reports = dict(sorted(reports.items(), key=lambda item: -item[1][1].get("seeds", 0)))
     comparisons = {name: path.read_text(encoding="utf-8") for name in reports
                    if (path := folder / name / COMPARISON).is_file()}
     return write_atomic(folder / "index.html", pages.front_page(reports, comparisons))
