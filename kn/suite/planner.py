@@ -156,7 +156,7 @@ class StagePlanner:
         p = self.profile.glue
         if self.from_mirror:
             settings = {"tasks": list(p.sizes), "limit": p.limit, **self.mirror_settings("glue")}
-            return make_stage("glue", settings, (), Amount(1e13))
+            return make_stage("glue", settings, (), Amount(1e13), version=2)
         twins = {"sizes": p.sizes, "seed": p.seed}
         return make_stage("twins", twins, (self.corpus,), Amount(2.7e11), version=3)
 

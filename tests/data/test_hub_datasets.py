@@ -1,5 +1,6 @@
 """Token rows and GLUE files of the paper profile, from a rehearsal mirror with GPT-2's real tokenizer."""
 
+import pyarrow.parquet
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -68,3 +69,21 @@ def test_glue_files_have_the_published_sizes_and_balance(mirror, tmp_path):
 def test_a_rehearsal_says_that_it_is_one(mirror):
     state = hub.rehearsal_notes(mirror)
     assert state["weights"] == "random" and state["carved"]["qqp/test"] == "2000 training rows"
+
+
+@pytest.mark.parametrize("task", glue.TASKS)
+def test_test_labels_that_the_hub_has_stay_hidden(tmp_path, task):
+    """The hub's MRPC has real test labels, the six others have -1: no local score for any."""
+    names = hub_datasets.GLUE_TEXTS[task]
+    for split in glue.TASKS[task].splits:
+        folder = tmp_path / "mirror" / "glue" / task
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = {name: ["A text.", "Another one."] for name in names} | {"label": [0, 1]}
+        name = split.replace("dev", "validation")
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{name}-00000-of-00001.parquet")
+    splits = hub_datasets.read_glue_task(tmp_path / "mirror", task)
+    assert {split: [row["label"] for row in rows] for split, rows in splits.items()} == {
+        split: [None, None] if split.startswith("test") else [0, 1] for split in glue.TASKS[task].splits
+    }
+    glue.write_task(tmp_path / task, task, splits)
+    assert not (tmp_path / task / glue.LABELS_FILE).exists()
