@@ -66,17 +66,18 @@ def run(options: argparse.Namespace) -> int:
         return 0
     os.environ["KN_SET"] = "\n".join(options.set)
     cost.check_disk_space(stages, store, speed)
+    errors: dict[str, str] = {}
     status, runner = 0, notebooks.NotebookRunner(profile.name, options.only, options.seeds, store)
     try:
         executor = None if slurm is None else executors.Submitit(store.home, slurm)
         launch.run(stages, store, options.jobs, executor=executor, on_progress=runner.update)
     except launch.StageFailed as error:  # the report shows what there is
         print(f"error: {error}", file=sys.stderr)
-        status = 1
+        status, errors = 1, error.errors
     except BaseException:
         runner.cancel()
         raise
-    return max(status, runner.finish(stages))
+    return max(status, runner.finish(stages, errors))
 
 
 def fetch_mirror(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import sys
 import time
@@ -37,6 +38,8 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
     import nbformat
     import papermill
 
+    from kn.report.kernel import START_SECONDS, OwnKernel
+
     known = papermill.inspect_notebook(str(source))
     unknown = [name for name in parameters if name not in known]
     if unknown:
@@ -44,28 +47,34 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
         return f"{source.name} has no parameter {unknown[0]!r} in its cell tagged parameters: found {found}"
     # another process may write the same report
     failure, part = None, target.with_suffix(f".{os.getpid()}.part.ipynb")
-    # at level ERROR the kernel reports the interrupt that ends every kernel; errors of cells are raised here
-    quiet = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
-    kernel = {"kernel_name": "python3", "cwd": str(SOURCE)}
+    options = {"kernel_name": "python3", "kernel_manager_class": OwnKernel, "start_timeout": START_SECONDS}
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says of a kernel is in our message
     try:
-        papermill.execute_notebook(str(source), str(part), parameters, **kernel, **quiet)
+        papermill.execute_notebook(
+            str(source), str(part), parameters, cwd=str(SOURCE), progress_bar=False, **options
+        )
     except papermill.PapermillExecutionError as error:
         failure = f"{source.name}: {error.ename}: {error.evalue}".splitlines()[0]
-    except Exception as error:  # a kernel that dies raises many kinds
-        first = (str(error).splitlines() or [""])[0]
-        advice = "run the same command again, with --jobs 1 if it was memory"
-        reason = f"its kernel ended: out of memory, or killed; {advice}"
-        failure = f"{source.name}: {type(error).__name__}: {first} ({reason})"
-    if part.exists():
-        notebook = nbformat.read(part, as_version=4)
-        for name in ("input_path", "output_path"):  # paths of this machine
-            notebook.metadata.get("papermill", {}).pop(name, None)
+    except OSError:  # a full disk: it ends the run
+        raise
+    except RuntimeError:  # of nbclient: no kernel answers
+        failure = f"{source.name}: {OwnKernel.latest.why_ended()}"
+    except Exception as error:
+        failure = f"{source.name}: {type(error).__name__}: {error}".splitlines()[0]
+    if not part.exists():
+        return failure
+    notebook = nbformat.read(part, as_version=4)
+    for name in ("input_path", "output_path"):  # paths of this machine
+        notebook.metadata.get("papermill", {}).pop(name, None)
+    page = target.with_name(f"{target.stem}-failed.html")
+    page.unlink(missing_ok=True)
+    if failure:
+        write_atomic(page, report.failed_notebook_page(notebook, failure))
+    if failure and target.exists():  # the earlier one stays
+        part.unlink()
+    else:
         nbformat.write(notebook, part)
         part.replace(target)
-        page = target.with_name(f"{target.stem}-failed.html")
-        page.unlink(missing_ok=True)
-        if failure:
-            write_atomic(page, report.failed_notebook_page(notebook, failure))
     return failure
 
 
@@ -91,7 +100,7 @@ class NotebookRunner:
         self.done = finished(self.folder / "run.json")
         self.failures: list[str] = []
         self.seconds = 0.0  # of execution
-        os.environ[run.READ_ONLY] = "1"
+        os.environ[run.READ_ONLY] = "{}"
         # a kernel of an environment without kn finds it
         search = (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
@@ -136,8 +145,12 @@ class NotebookRunner:
         page = "" if failure or name == "00_start_here" else f": {self.folder / name}.html"
         _say(f"notebook {name}: {'FAILED' if failure else 'done'} in {seconds:.0f} s{page}")
 
-    def finish(self, plan: list[Stage]) -> int:
-        """Execute the other notebooks, then write the pages; returns 1 if any notebook failed, else 0."""
+    def finish(self, plan: list[Stage], errors: dict[str, str] | None = None) -> int:
+        """Execute the other notebooks, which tell the errors of stages {path: error}, then write the pages.
+
+        Returns 1 if any notebook failed, else 0.
+        """
+        os.environ[run.READ_ONLY] = json.dumps(errors or {})
         self.update({path for _, needed in self.waiting.values() for path in needed})
         for execution in self.started:
             execution.result()  # what no notebook can raise, a full disk say, ends the run

@@ -13,7 +13,11 @@ BRIEF_FLOPS = 1e11  # a stage of a second that nothing long waits for comes firs
 
 
 class StageFailed(RuntimeError):
-    """A stage raised; the message names the stage and the cause in one line."""
+    """A stage raised; the message names stage and cause in one line, `errors` is {path: cause} of all."""
+
+    def __init__(self, message: str, errors: dict[str, str] | None = None):
+        super().__init__(message)
+        self.errors = errors or {}
 
 
 def missing_stages(stages: list[Stage], store: Store) -> dict[str, Stage]:
@@ -121,5 +125,5 @@ def run(
     if failed := scheduler.failed:
         path, reason = next(iter(failed.items()))
         first = f"{len(failed)} of {len(missing)} stages failed; first {path}: {reason}"
-        raise StageFailed(f"{first} (finished work is kept: run again to go on)")
+        raise StageFailed(f"{first} (finished work is kept: run again to go on)", failed)
     return ran

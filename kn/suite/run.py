@@ -1,5 +1,6 @@
 """Records of the stages that tables read, made where the store lacks them; imports nothing heavy."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from kn.suite.profiles import load
 from kn.suite.readings import SWITCHES, switched_stages
 from kn.suite.store import Stage, Store, StoreError
 
-READ_ONLY = "KN_READ_ONLY"  # set for the notebooks of a run: they read finished stages and make none
+# set for the notebooks of a run, which read finished stages and make none: JSON {path of a stage: its error}
+READ_ONLY = "KN_READ_ONLY"
 
 
 def make_records(
@@ -29,10 +31,11 @@ def make_records(
     keep_off_gpus(settings.device)
     stages, read = plan_stages(settings, list(tables), seeds, tuple(only) if only else TASKS)
     store = Store().open()
-    if os.environ.get(READ_ONLY) and (missing := launch.missing_stages(stages, store)):
-        first = f"{len(missing)} of {len(stages)} stages are missing, first {next(iter(missing))}"
-        remedy = "they failed or were stopped, see what ./run_all.sh said; run it again to make them"
-        raise StoreError(f"{first}: {remedy}")
+    if (errors := os.environ.get(READ_ONLY)) and (missing := launch.missing_stages(stages, store)):
+        first = next(iter(missing))
+        reason = json.loads(errors).get(first, "it was not made")
+        found = f"{len(missing)} of {len(stages)} stages are missing, first {first}: {reason}"
+        raise StoreError(f"{found} (run ./run_all.sh again to make them)")
     launch.run(stages, store, jobs=jobs)
     return records(store, read)
 
