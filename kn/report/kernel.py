@@ -45,12 +45,12 @@ class OwnKernel(AsyncKernelManager):
     is_alive = _async_is_alive
 
     def why_ended(self) -> str:
-        """Why the kernel does not answer: a signal, its exit status or the time, and the last that it said."""
+        """Why the kernel does not answer: a signal, its exit status and last words, or the time."""
         lines = self.messages.read_text(encoding="utf-8", errors="replace").splitlines()
         said = next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
         if self.status is None:
             return f"its kernel did not answer within {START_SECONDS} s, run the same command again"
         if self.status < 0:
-            remedy = "run the same command again, with --jobs 1 if it was memory"
-            return f"its kernel was ended by signal {-self.status}, from outside or for want of memory: {remedy}"
+            reason = f"its kernel was ended by signal {-self.status}, from outside or for want of memory"
+            return f"{reason}: run the same command again, with --jobs 1 if it was memory"
         return f"its kernel ended with status {self.status}{said}"

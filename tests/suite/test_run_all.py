@@ -245,7 +245,7 @@ def test_a_failing_stage_is_named_and_the_rest_goes_on(undisturbed, tmp_path):
     result = kn(*TABLES, "--set", "finetune_lm.learning_rate=1e30", home=tmp_path)
     assert result.returncode == 1
     assert "the loss is not finite" in result.stderr and "finished work is kept" in result.stderr
-    assert result.stderr.count("the loss is not finite at") == 2  # the stage, the notebook: nothing trains again
+    assert result.stderr.count("the loss is not finite at") == 2  # stage and notebook: not again
     told = [line for line in result.stderr.splitlines() if line.startswith("error: table4.ipynb")]
     assert len(told) == 1 and told[0].startswith(
         "error: table4.ipynb: StoreError: 3 of 8 stages are missing, first finetune_lm/"
