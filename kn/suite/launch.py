@@ -69,11 +69,16 @@ class Scheduler:
         self.sorter.done(stage.path)
 
 
+def work(stage: Stage) -> int:
+    """Part of the progress bar that is a stage's: its estimated FLOPs in millions, at least 1."""
+    return max(1, round(stage.cost / 1e6))
+
+
 def progress_bar(stages: Iterable[Stage], stream: TextIO) -> Any:
-    """A tqdm bar over the estimated FLOPs of the stages, in billions."""
+    """A tqdm bar over the work of the stages."""
     from tqdm import tqdm
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left{postfix}"
-    total, interactive = round(sum(stage.cost for stage in stages) / 1e9), stream.isatty()
+    total, interactive = sum(map(work, stages)), stream.isatty()
     return tqdm(
         total=total, desc="stages", file=stream, ncols=100, mininterval=0.5 if interactive else 30,
         bar_format=layout + "\n" * (not interactive),
@@ -106,7 +111,7 @@ def run(
             names = sorted(stage.path.rpartition("-")[0] for stage in running.values())
             bar.set_postfix_str(" · ".join(names)[:48], refresh=stream.isatty())
             for stage, result in executor.wait(running):
-                bar.update(round(stage.cost / 1e9))
+                bar.update(work(stage))
                 if isinstance(result, BaseException):
                     error = f"{type(result).__name__}: {str(result).strip()}"
                     scheduler.finish(stage, error.splitlines()[0].removesuffix(": "))

@@ -1,8 +1,10 @@
 """Stages as jobs of a cluster: results of local processes, lost jobs done again, errors in one line."""
 
 import dataclasses
+import io
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -81,6 +83,30 @@ def test_progress_names_every_finished_stage(tmp_path):
     launch.run(stages[:1], Store(tmp_path).open(), jobs=1)
     launch.run(stages, Store(tmp_path).open(), jobs=1, on_progress=seen.append)
     assert seen == [{stage.path for stage in stages}]
+
+
+class AtOnce:
+    """An executor whose stages are done as soon as they begin."""
+
+    slots = 1
+
+    def submit(self, stages):
+        return {stage.path: stage for stage in stages}
+
+    def wait(self, running):
+        return [(running.popitem()[1], True)]
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("cost", [0.0, 3e8, 1.4e9, 2e12])
+def test_the_bar_ends_at_a_hundred(tmp_path, cost):
+    """Also for a plan of stages below a GFLOP, and whatever is rounded."""
+    stages, stream = [dataclasses.replace(stage, cost=cost) for stage in PLAN], io.StringIO()
+    launch.run(stages, Store(tmp_path).open(), executor=AtOnce(), stream=stream)
+    shown = re.findall(r"(\d+)%", stream.getvalue())
+    assert shown[0] == "0" and shown[-1] == "100"
 
 
 def test_slurm_options_are_read_and_refused():
