@@ -6,6 +6,7 @@ Exit status: 0 done, 1 a stage or notebook failed, 2 an error in the call or the
 import argparse
 import os
 import re
+import runpy
 import shutil
 import sys
 from collections.abc import Callable
@@ -99,11 +100,10 @@ def export_corpus(options: argparse.Namespace) -> None:
 
 def pretrain_mini(options: argparse.Namespace) -> int:
     """Train mini's committed teacher and baseline again; ValueError where --extra is no folder."""
-    from kn.suite.pretrain_mini import rebuild
-
     if options.extra and not options.extra.is_dir():
         raise ValueError(f"--extra {options.extra} is no folder: give one that holds unpacked packages")
-    return rebuild(Store().open(), options.extra)
+    script = runpy.run_path(str(PROJECT_ROOT / "benchmarks" / "pretrain_mini.py"))
+    return script["rebuild"](Store().open(), options.extra)
 
 
 def table_list(text: str) -> list[int | str]:

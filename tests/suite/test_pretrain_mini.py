@@ -2,11 +2,12 @@
 assets."""
 
 import json
+import runpy
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_gpt2
+from conftest import ROOT, tiny_gpt2
 
 from kn.data import documentation
 from kn.files import file_sha256
@@ -14,6 +15,7 @@ from kn.suite import input_digests, pretrain_mini, profiles
 from kn.suite.store import Store
 from kn.suite.work.pretrained import load_model
 
+SCRIPT = runpy.run_path(str(ROOT / "benchmarks" / "pretrain_mini.py"))
 TINY = replace(profiles.TEACHER, steps=6, batch=4, warmup=2)
 
 
@@ -56,7 +58,7 @@ def test_rebuild_from_text_to_assets(tmp_path):
     )
     store = Store(tmp_path / "store").open()
     for _ in range(2):  # the second call finds everything done and leaves the same files
-        assert pretrain_mini.rebuild(store, tmp_path / "extra", profile, (TINY, replace(TINY, steps=4))) == 0
+        assert SCRIPT["rebuild"](store, tmp_path / "extra", profile, (TINY, replace(TINY, steps=4))) == 0
         sums = (store.home / "rebuild" / "mini" / "SHA256SUMS").read_text()
     assets = store.home / "rebuild" / "mini"
     assert input_digests.asset_digest.__wrapped__(assets / "teacher") == file_sha256(
@@ -80,4 +82,4 @@ def test_further_documentation_never_holds_an_evaluation_document(tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "__init__.py").write_text(f'"""{held}\n\n{fresh}"""\n')
     built = {"web": documentation.Corpus((), (held,), (), ""), "wiki": documentation.Corpus((), (), (), "")}
-    assert pretrain_mini.extra_documents(tmp_path, built) == (fresh,)
+    assert SCRIPT["extra_documents"](tmp_path, built) == (fresh,)

@@ -59,7 +59,8 @@ def begun(tmp_path_factory):
         patch.setattr("kn.data.documentation.build", lambda *_, **__: found.append("corpus") or {})
         patch.setattr("kn.data.mirror.make", lambda *_, **__: found.append("mirror"))
         patch.setattr("kn.data.mirror.wheels", lambda *_: None)
-        patch.setattr("kn.suite.pretrain_mini.rebuild", lambda *_: found.append("pretrained") or 0)
+        script = {"rebuild": lambda *_: found.append("pretrained") or 0}
+        patch.setattr("runpy.run_path", lambda _: script)
         patch.setattr("kn.report.compare.compare_reports", lambda *_: found.append("compared") or "")
         yield found
 
