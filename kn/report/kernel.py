@@ -29,6 +29,7 @@ class OwnKernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
+        """How the kernel is started: COMMAND, instead of the first kernelspec of that name."""
         return KernelSpec(argv=COMMAND, display_name="Python 3", language="python")
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:

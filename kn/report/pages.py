@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from kn.report import views
 from kn.report.formatting import anchor, cautions, distinct, file_stem
+from kn.report.metrics import INFORMATIVE_MARGIN
 from kn.report.plots import svg
 from kn.report.table_registry import TABLES, training_settings
 
@@ -54,9 +55,10 @@ def section(key: int | str, frame: pandas.DataFrame, figure: Figure, records: li
             claims: pandas.DataFrame | None = None) -> dict[str, Any]:
     """The data of one table's part of a page: note, table, averages, claims, plot."""
     stem, table = file_stem(key), TABLES[key]
+    note = ENVIRONMENT.get_template(f"notes/{stem}.html").render(informative_margin=f"{INFORMATIVE_MARGIN:g}")
     short = f"Table {key}" if isinstance(key, int) else table.title.rpartition(": ")[2].capitalize()
     return {"id": stem, "title": f"{short}. {table.title}" if isinstance(key, int) else table.title,
-            "short": short, "note": Markup(table.note), "training": training_settings(key, records),
+            "short": short, "note": Markup(note), "training": training_settings(key, records),
             "table": views.table_view(frame, links),
             "averages": [] if averages is None else views.averages_view(averages),
             "claims": None if claims is None else views.table_view(claims),

@@ -1,4 +1,4 @@
-"""One record per table: title, note, builder and plot of Tables 1-7 and of the tables beyond the paper."""
+"""One record per table: title, builder and plot of Tables 1-7 and of the tables beyond the paper."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ import pandas
 from matplotlib.figure import Figure
 
 from kn.report import beyond, plots, tables
-from kn.report.metrics import INFORMATIVE_MARGIN, select_metric
+from kn.report.metrics import select_metric
 from kn.report.table_builder import TableBuilder
 
 RECORD_KEYS = {"stage", "fields", "metrics", "path", "provenance"}
@@ -15,74 +15,31 @@ RECORD_KEYS = {"stage", "fields", "metrics", "path", "provenance"}
 
 @dataclass(frozen=True)
 class TableRecord:
-    """What is known of one table; the note is HTML."""
+    """What is known of one table; its note is templates/notes/<table>.html."""
 
     title: str
-    note: str
     build: Callable[[TableBuilder, list[dict], str], None]
     plot: Callable[[Figure, pandas.DataFrame, list[dict]], None]
     training: tuple[str, dict] | None = None  # stage and fields of those whose settings stand above the table
     not_applicable: dict[tuple[str, str], str] = field(default_factory=dict)  # (row, column) → why no value
 
 
+GLUE_TRAINING = ("finetune_glue", {"row": "student_ilkd"})
 TABLES: dict[int | str, TableRecord] = {
-    1: TableRecord(
-        "Configuration of the models",
-        "Shapes read off models that were really built. <em>Erratum</em>: two digits of the printed "
-        "vocabulary are swapped, GPT-2 has 50257 tokens.", tables.configuration, plots.parameter_counts,
-    ),
-    2: TableRecord(
-        "Hyper-parameters", "Ours are the values that the training runs used, read back from their records.",
-        tables.hyperparameters, plots.loss_terms,
-    ),
-    3: TableRecord(
-        "Cost of training",
-        "The paper's count (*) leaves out the output embedding, which KnGPT2 does not share with the "
-        "input; both counts are given. The hours printed for DistilGPT2 are DistilBERT's (footnote 4).",
-        tables.cost, plots.training_logs,
-    ),
-    4: TableRecord(
-        "Perplexity on WikiText-103, after fine-tuning on it",
-        "Test text, lower is better. Windows do not overlap; per word divides the same log-likelihood by "
-        "the number of words.", tables.perplexity, plots.perplexities, ("finetune_lm", {"model": "student"}),
-    ),
-    5: TableRecord(
-        "GLUE, development sets",
-        "In per cent; the Average over all seven tasks is what the paper prints (truncated). A task is "
-        "<em>uninformative</em> where the teacher leads the best of majority class (the one answer that "
-        "scores best in training), a word list (logistic regression on the words and pairs of words of "
-        f"each text), random initialisation and one sentence only by less than {INFORMATIVE_MARGIN:g} "
-        "points; it is left out of the second average and of all verdicts.",
-        tables.glue, plots.glue_scores, ("finetune_glue", {"row": "student_ilkd"}),
-        {("One sentence only", task): "one text only: not applicable" for task in ("CoLA", "SST-2")},
-    ),
-    6: TableRecord("GLUE, test sets",
-                   "In per cent, predicted first and scored afterwards; the files for GLUE's server lie as "
-                   "submission.zip in each score stage. Uninformative tasks are those of Table 5.",
-                   tables.glue, plots.glue_scores, ("finetune_glue", {"row": "student_ilkd"})),
-    7: TableRecord(
-        "Ablation of the pre-training",
-        "Pre-training on WikiText-103, perplexity directly after it, MNLI fine-tuned afterwards without "
-        "distillation. The first row is the SVD start.",
-        tables.ablation, plots.ablation, ("pretrain", {"on": "wiki", "objective": "lm_kd"}),
-    ),
-    "beyond_alignment": TableRecord(
-        "Beyond the paper: a start that needs no healing",
-        "The aligned start chooses, of all weight settings of one GPT-2, the one nearest to Kronecker "
-        "form under real activations. Test text, lower is better; shares are of the light pre-training "
-        "with LM + KD, distilled from the teacher (SVD start) or from the teacher in the aligned basis "
-        "(aligned start), each at its own learning rate. Scores are dev scores of the twins, fine-tuned "
-        "without distillation. The calibration text is drawn anew for each seed.",
-        beyond.alignment, plots.alignment,
-    ),
-    "beyond_compression": TableRecord(
-        "Beyond the paper: quality against size",
-        "Each model as it was made and after a short LM + KD. <em>Narrow</em> is the aligned start with B "
-        "left as it was, (1, 0, …): what pruning hidden units, low-rank heads and a low-rank embedding "
-        "give, refitted. <em>Low-rank products</em> have two thin factors a matrix, activation-weighted, "
-        "with the same corrections and calibration text. The embedding's factor is 2 throughout.",
-        beyond.compression, plots.compression,
-    ),
+    1: TableRecord("Configuration of the models", tables.configuration, plots.parameter_counts),
+    2: TableRecord("Hyper-parameters", tables.hyperparameters, plots.loss_terms),
+    3: TableRecord("Cost of training", tables.cost, plots.training_logs),
+    4: TableRecord("Perplexity on WikiText-103, after fine-tuning on it", tables.perplexity,
+                   plots.perplexities, ("finetune_lm", {"model": "student"})),
+    5: TableRecord("GLUE, development sets", tables.glue, plots.glue_scores, GLUE_TRAINING, {
+        ("One sentence only", task): "one text only: not applicable" for task in ("CoLA", "SST-2")}),
+    6: TableRecord("GLUE, test sets", tables.glue, plots.glue_scores, GLUE_TRAINING),
+    7: TableRecord("Ablation of the pre-training", tables.ablation, plots.ablation,
+                   ("pretrain", {"on": "wiki", "objective": "lm_kd"})),
+    "beyond_alignment": TableRecord("Beyond the paper: a start that needs no healing", beyond.alignment,
+                                    plots.alignment),
+    "beyond_compression": TableRecord("Beyond the paper: quality against size", beyond.compression,
+                                      plots.compression),
 }
 
 
