@@ -41,9 +41,7 @@ def gradient_covariance(
     embedding: nn.Module, losses: Callable[[Tensor, Tensor], list[Tensor]], batches: Iterable[Tensor]
 ) -> Tensor:
     """E[g gᵀ] (d, d), float64, of mean diagonal 1: how much each direction of the token embedding matters.
-
-    g is the gradient of each of losses(embeddings (sequences, length, d), ids) by the embeddings.
-    """
+    g is the gradient of each of losses(embeddings (sequences, length, d), ids) by the embeddings."""
     total = embedding.weight.new_zeros(())
     for ids in batches:
         x = embedding(ids).detach().requires_grad_()

@@ -50,9 +50,7 @@ class Sublayer:
 
 def rotated_teacher(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> tuple[nn.Module, Tensor | None]:
     """An untied model with the same logits, rotated so that the compressed embedding keeps most of it.
-
-    Also returns the projection (d, d) of its embedding to what KroneckerEmbedding can hold.
-    """
+    Also returns the projection (d, d) of its embedding to what KroneckerEmbedding can hold."""
     teacher = symmetries.untied_copy(model).eval()
     symmetries.centre_gpt2(teacher)
     symmetries.fold_gpt2_norms(teacher)
@@ -87,9 +85,7 @@ def _embedding_losses(teacher: nn.Module, x: Tensor, ids: Tensor) -> list[Tensor
 
 def optimal_rotation(covariance: Tensor, metric: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     """Q (d, d), orthogonal with Q·1 = 1, turns the best_subspace of rank d/f to that of B = (1, −1, 0, …)/√2.
-
-    Also returns the projection P (d, d) onto the best_subspace, which is mean-free. Both float64.
-    """
+    Also returns the projection P (d, d) onto the best_subspace, which is mean-free. Both float64."""
     d, device = len(covariance), covariance.device
     ones, eye = torch.full((d, 1), d**-0.5, dtype=torch.float64), torch.eye(d, dtype=torch.float64)
     mean_free = torch.linalg.qr(torch.cat([ones, eye], 1)).Q[:, 1:d]

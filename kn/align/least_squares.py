@@ -28,9 +28,7 @@ def map_batches(function: Callable[..., Tensor], *streams: Tensor) -> Tensor:
 
 def cross_moment(x: Tensor, y: Tensor, rows: int = 2048) -> Tensor:
     """Σ xᵀ y (n, m) over the rows of x (…, n), y (…, m): products of some rows at a time, summed in float64.
-
-    Products are float32 at least: in half precision, a Gram matrix may not be positive definite any more.
-    """
+    Products are float32 at least: in half precision, a Gram matrix may not be positive definite any more."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     chunks = zip(x.flatten(0, -2).split(rows), y.flatten(0, -2).split(rows), strict=True)
     return sum(((a.to(dtype).T @ b.to(dtype)).double() for a, b in chunks), start=x.new_zeros(()))
@@ -61,9 +59,7 @@ def add_ridge(gram: Tensor, ridge: float = RIDGE) -> Tensor:
 
 def ridge_regression(G: Tensor, C: Tensor, ridge: float = RIDGE, prior: Tensor | None = None) -> Tensor:
     """The (n, m) map from x to y, (G + ridge)⁻¹ C, from G = Σ xᵀ x (n, n) and C = Σ xᵀ y (n, m).
-
-    Drawn towards a prior (n, m) instead of 0 if given: prior + (G + ridge)⁻¹ (C − G prior).
-    """
+    Drawn towards a prior (n, m) instead of 0 if given: prior + (G + ridge)⁻¹ (C − G prior)."""
     if prior is None:
         return torch.linalg.solve(add_ridge(G, ridge), C)
     return prior + torch.linalg.solve(add_ridge(G, ridge), C - G @ prior)

@@ -58,9 +58,7 @@ def rotated_teacher(
 
 def optimal_rotation(covariance: Tensor, metric: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     """Q (d, d), orthogonal, that turns the best_subspace of rank d/f onto every f-th coordinate.
-
-    Also returns the projection P (d, d) onto that subspace. Both float64.
-    """
+    Also returns the projection P (d, d) onto that subspace. Both float64."""
     d = len(covariance)
     eye = torch.eye(d, dtype=torch.float64, device=covariance.device)
     span, P = lsq.best_subspace(covariance, metric, d // factor, eye)
@@ -113,9 +111,7 @@ class WriterRegression:
 
     def narrow(self, A: Tensor, prior: Tensor, ridge: float, factor: int) -> None:
         """Refit a layer that will read z A, A (n, n/f), followed by zeros, drawn towards prior (n/f, d).
-
-        First to the output of the teacher's weights, then to the target.
-        """
+        First to the output of the teacher's weights, then to the target."""
         if self.has_bias:
             A, prior = torch.block_diag(A, torch.ones_like(A[:1, :1])), torch.cat([prior, self.W[-1:]])
         G = A.T @ self.G @ A
@@ -134,9 +130,7 @@ Fit = Callable[[WriterRegression], Map | None]  # returns the map to the layer's
 
 def narrow_values(attn: nn.Module, factor: int, writer: WriterRegression) -> Map:
     """Values of size e/f per key head, by their moments and all output projections that read them.
-
-    Returns the map of o_proj's inputs to what they become.
-    """
+    Returns the map of o_proj's inputs to what they become."""
     e, groups = attn.head_dim, attn.num_key_value_groups
     eye = torch.eye(e, dtype=writer.G.dtype, device=writer.G.device)
     maps: list[Tensor] = []
@@ -155,9 +149,7 @@ def narrow_values(attn: nn.Module, factor: int, writer: WriterRegression) -> Map
 
 def select_neurons(G: Tensor, W: Tensor, keep: int, ridge: float = RIDGE_OWN_LAYER) -> Tensor:
     """Indices (keep) of the neurons to keep: an eighth goes at a time, those the others can replace best.
-
-    G (n, n): Gram matrix of the neurons, W (n, d): output weights.
-    """
+    G (n, n): Gram matrix of the neurons, W (n, d): output weights."""
     G = lsq.add_ridge(G, ridge)
     kept, target = torch.arange(len(G), device=G.device), G @ W
     while len(kept) > keep:
@@ -199,9 +191,7 @@ def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
 
 def compressed_layers(spec: KroneckerSpec, layers: int) -> tuple[set[int], set[int]]:
     """Indices of the layers whose attention and of those whose MLP is compressed.
-
-    Raises ValueError where only some matrices of one are, or where B has a shape of its own.
-    """
+    Raises ValueError where only some matrices of one are, or where B has a shape of its own."""
     targets = KnLlamaForCausalLM.target_modules
     shapes = spec.factor_shapes(layers, targets, KnLlamaForCausalLM.out_proj)
     found = []
@@ -273,9 +263,7 @@ def _fit_writer(
     x_t: Tensor, x_s: Tensor, fit: Fit | None,
 ) -> tuple[Tensor, Tensor]:
     """Both streams after sublayer(dense, x_t) and sublayer(block, x_s), whose output `layer` writes.
-
-    fit refits the layer, or narrows it and returns the map to its new inputs.
-    """
+    fit refits the layer, or narrows it and returns the map to its new inputs."""
     after, inputs = x_t + map_batches(partial(sublayer, dense), x_t), []
     with layer.register_forward_pre_hook(lambda _layer, args: inputs.append(args[0])):
         map_batches(partial(sublayer, block), x_s)

@@ -65,9 +65,7 @@ def centre_gpt2(model: GPT2) -> None:
 @torch.no_grad()
 def fold_gpt2_norms(model: GPT2) -> None:
     """Fold LayerNorm gains g and biases β into the layers that read them: W ← diag(g) W, b ← b + β W.
-
-    ln_f, whose head has no bias, keeps β / g. Raises ValueError for a zero gain of ln_f.
-    """
+    ln_f, whose head has no bias, keeps β / g. Raises ValueError for a zero gain of ln_f."""
     final_norm, head = model.transformer.ln_f, gpt2_head(model)
     if zeros := int((final_norm.weight == 0).sum()):
         reason = "its bias cannot be written as a multiple of them, so this model cannot be aligned"

@@ -131,9 +131,7 @@ class TokenRowBuilder:
 
 def write_token_rows(mirror: Path, settings: dict, folder: Path, tokenizer) -> dict:
     """Tokenize WikiText-103 and a random part of OpenWebText into <folder>/rows.safetensors; returns counts.
-
-    Raises ValueError for a vocabulary above 16 bits, SourceError for a split without a full row.
-    """
+    Raises ValueError for a vocabulary above 16 bits, SourceError for a split without a full row."""
     text, context = settings["text"], settings["context"]
     verify(mirror, settings["mirror"])
     if len(tokenizer) > 2**16:

@@ -160,9 +160,7 @@ def _apply(function, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Te
 
 def column_factor_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = (A_p ⊗ b_p) x + β for each fused map p, b_p one column; differentiable once.
-
-    x (…, n), A (fused, m, n), B (fused, f) and bias (fused·m·f) → y (…, fused·m·f).
-    """
+    x (…, n), A (fused, m, n), B (fused, f) and bias (fused·m·f) → y (…, fused·m·f)."""
     return _apply(_ColumnFactorLinear, x, A, B, bias)
 
 

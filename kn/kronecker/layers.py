@@ -56,9 +56,7 @@ def kronecker_apply(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 class KroneckerLayer(nn.Module):
     """Base of the layers: parameters A (num_fused·rank, m1, n1) and B (num_fused·rank, m2, n2).
-
-    At num_fused = rank = 1 the first dimension may be missing.
-    """
+    At num_fused = rank = 1 the first dimension may be missing."""
 
     rank = num_fused = 1
 
@@ -117,9 +115,7 @@ class KroneckerLinear(KroneckerLayer):
         cls, linear: nn.Module, b_shape: Shape, rank: int = 1, num_fused: int = 1, scale: str = "sqrt"
     ) -> KroneckerLinear:
         """The nearest Kronecker layer to nn.Linear or transformers' Conv1D, with its dtype and device.
-
-        Raises TypeError for another layer, and ValueError as the constructor and nearest_kronecker do.
-        """
+        Raises TypeError for another layer, and ValueError as the constructor and nearest_kronecker do."""
         if not is_conv1d(linear) and not isinstance(linear, nn.Linear):
             problem = "from_linear takes nn.Linear or transformers' Conv1D"
             raise TypeError(f"{problem}, got {type(linear).__name__}")
@@ -201,9 +197,7 @@ class KroneckerEmbedding(KroneckerLayer):
 
 class KroneckerHead(KroneckerLayer):
     """Output head tied to a Kronecker embedding W_E = A ⊗ B (§3.2), hidden (…, d) → logits (…, vocabulary).
-
-    The hidden state is contracted with B first, so it costs 1/factor of a dense head.
-    """
+    The hidden state is contracted with B first, so it costs 1/factor of a dense head."""
 
     def __init__(self, embedding: KroneckerEmbedding):
         super().__init__()

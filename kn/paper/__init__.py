@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import pandas
 
 TABLES = range(1, 8)
+BEYOND = ("beyond_alignment", "beyond_compression")  # notebooks beyond the paper's tables
+LEDGER = "claims"  # the notebook that judges every claim of the paper
+NOTEBOOKS = (*TABLES, *BEYOND, LEDGER)
 
 
 def printed(table: int) -> pandas.DataFrame:

@@ -20,9 +20,7 @@ def autocast(precision: str, device: str = "cpu"):
 @torch.no_grad()
 def perplexity(model, rows: torch.Tensor, precision: str = "fp32", batch: int | None = None) -> float:
     """exp(total NLL / predicted tokens) over token rows (n, context), windows without overlap.
-
-    Raises ValueError for no rows, FloatingPointError for a loss that is not finite.
-    """
+    Raises ValueError for no rows, FloatingPointError for a loss that is not finite."""
     if not len(rows):
         raise ValueError("perplexity of an empty text is not defined: the corpus gave no full window")
     model.eval()

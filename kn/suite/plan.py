@@ -3,15 +3,11 @@
 from collections.abc import Iterable, Sequence
 
 from kn.data import glue
+from kn.paper import BEYOND, LEDGER, TABLES
 from kn.suite.planner import COMPRESSION_GRID, OBJECTIVES, ROWS, STARTS, TASKS, StagePlanner, glue_row
 from kn.suite.readings import SWITCHES, switched_stages
 from kn.suite.settings import Profile
 from kn.suite.store import Stage
-
-TABLES = range(1, 8)
-BEYOND = ("beyond_alignment", "beyond_compression")  # notebooks beyond the paper's tables
-LEDGER = "claims"  # the notebook that judges every claim of the paper
-NOTEBOOKS = (*TABLES, *BEYOND, LEDGER)
 
 
 def table_of(kind: str, fields: dict) -> int | str:

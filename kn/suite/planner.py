@@ -227,9 +227,7 @@ class StagePlanner:
 
     def compressed(self, method: str, spec: dict, seed: int) -> Stage:
         """One model of beyond_compression, evaluated before and after a short pre-training.
-
-        The profile's own configuration is beyond_alignment's, not made twice; narrow begins from aligned.
-        """
+        The profile's own configuration is beyond_alignment's, not made twice; narrow begins from aligned."""
         p, share, usual = self.profile, self.profile.beyond.share, asdict(self.profile.compression)
         training = self.light_pretraining(method, share)
         compression = {**usual, "embedding_factor": 2, **spec}

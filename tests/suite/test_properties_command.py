@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kn import __main__ as command
-from kn.suite import cost, profiles
+from kn.suite import cost, launch, profiles, timing
 
 USUAL = settings(
     derandomize=True, max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -50,9 +50,9 @@ def begun(tmp_path_factory):
             patch.setenv(name, str(folder / name))
         for name in ("KN_SET", "KN_GLUE_SCORES", "KN_MIRROR"):
             patch.setenv(name, "")
-        patch.setattr(command.timing, "measured_timing", lambda *_: TIMED)
+        patch.setattr(timing, "measured_timing", lambda *_: TIMED)
         patch.setattr(cost, "check_disk_space", lambda *_: None)
-        patch.setattr(command.launch, "run", lambda *_, **__: found.append("stages"))
+        patch.setattr(launch, "run", lambda *_, **__: found.append("stages"))
         patch.setattr("kn.suite.doctor.examine", lambda *_: [("ok", "all is well")])
         runner = SimpleNamespace(update=None, finish=lambda *_: 0)  # executes no notebook
         patch.setattr("kn.report.notebooks.NotebookRunner", lambda *_: runner)

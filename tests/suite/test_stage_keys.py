@@ -11,8 +11,9 @@ from unittest import mock
 
 import pytest
 
+from kn.paper import NOTEBOOKS
 from kn.suite import planner, profiles
-from kn.suite.plan import NOTEBOOKS, plan_stages
+from kn.suite.plan import plan_stages
 
 FILE = Path(__file__).with_name("stage_keys.json")
 OVERRIDES = (  # integers where fractions are allowed, and the reverse: a key tells 1 from 1.0

@@ -20,6 +20,7 @@ from conftest import ROOT, TIMED
 from kn import __main__ as command
 from kn import report
 from kn.report import notebooks
+from kn.suite import launch, timing
 from kn.suite import run as stages
 from kn.suite.store import Stage, Store, StoreError
 
@@ -161,8 +162,8 @@ def quiet(tmp_path, monkeypatch):
     monkeypatch.setenv("KN_HOME", str(tmp_path / "store"))
     monkeypatch.setenv("KN_REPORTS", str(tmp_path / "reports"))
     monkeypatch.setenv("KN_SET", "")
-    monkeypatch.setattr(command.timing, "measured_timing", lambda *_: TIMED)
-    monkeypatch.setattr(command.launch, "run", lambda *_, **__: [])
+    monkeypatch.setattr(timing, "measured_timing", lambda *_: TIMED)
+    monkeypatch.setattr(launch, "run", lambda *_, **__: [])
     runner = SimpleNamespace(update=None, finish=lambda *_: 0)  # executes no notebook
     monkeypatch.setattr("kn.report.notebooks.NotebookRunner", lambda *_: runner)
     return command.main
