@@ -2,6 +2,7 @@
 # Sets up .venv once, then reproduces Tables 1-7 (./run_all.sh), lists the plan (--dry-run) or proves it (./run_all.sh test).
 # Relative paths mean the caller's folder; `setup` sets up and stops.
 set -euo pipefail
+export PYTHONUTF8=1
 script=$0
 while [ -L "$script" ]; do
   target=$(readlink "$script")

@@ -241,8 +241,8 @@ def main(arguments: list[str] | None = None) -> int:
         for line in measure(options, length, e_s, e_t, dtype, roof)
     ]
     file = options.out or Path(__file__).with_name(f"attention-{options.device}.csv")
-    with file.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, list(found[0]))
+    with file.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(found[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)
     print(

@@ -148,14 +148,12 @@ def peak(way: str, length: int, layers: int, device: str, threads: int) -> None:
         step(way, *models, ids)
         print(torch.cuda.max_memory_allocated() - before)
         return
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
     # the peak is counted from here, not from building the models
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     step(way, *models, ids)
-    now = next(
-        int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM")
-    )
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    now = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     print(now - before)
 
 
@@ -255,8 +253,8 @@ def main() -> None:
                 flush=True,
             )
         # after each length: the longest may need more memory than there is
-        with file.open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, list(found[0]))
+        with file.open("w", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, list(found[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(found)
     print(

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from kn.data import documentation
-from kn.files import file_records
+from kn.files import file_records, write_atomic
 from kn.suite import pretrain_mini, profiles
 from kn.suite.devices import cpu_name
 from kn.suite.provenance import environment
@@ -25,8 +25,8 @@ def save_asset(model, folder: Path, log: Path, recipe: Recipe, measured: dict) -
     (folder / "generation_config.json").unlink(missing_ok=True)
     machine = environment() | {"machine": platform.machine()}
     text = {"recipe": asdict(recipe), "measured": measured, "environment": machine}
-    (folder / "recipe.json").write_text(json.dumps(text, indent=1) + "\n")
-    (folder / "log.jsonl").write_text(log.read_text())
+    write_atomic(folder / "recipe.json", json.dumps(text, indent=1) + "\n")
+    write_atomic(folder / "log.jsonl", log.read_text(encoding="utf-8"))
 
 
 def extra_documents(folder: Path | None, corpora: dict) -> tuple[str, ...]:
@@ -65,6 +65,6 @@ def rebuild(
         save_asset(model, assets / name, log, recipe, {**cost, "corpus": fingerprint})
         teacher = model.float().eval().requires_grad_(False)
     sums, records = assets / "SHA256SUMS", file_records(assets)  # finds a damaged file before it is used
-    sums.write_text("".join(f"{records[name][1]}  {name}\n" for name in records if name != sums.name))
+    write_atomic(sums, "".join(f"{records[name][1]}  {name}\n" for name in records if name != sums.name))
     print(f"{assets} is ready: compare it with kn/assets/mini")
     return 0

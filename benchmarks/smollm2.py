@@ -103,8 +103,9 @@ def aligned_start(teacher, tokenizer, options) -> None:
         print(
             f"{name:<20}near {found['near']:>12.6g}  far {found['far']:>12.6g}  {seconds:.0f} s", flush=True
         )
-        with (options.out or Path(__file__).with_name("smollm2-aligned.csv")).open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, rows[0].keys())
+        file = options.out or Path(__file__).with_name("smollm2-aligned.csv")
+        with file.open("w", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, rows[0].keys(), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -182,8 +183,9 @@ def main() -> None:
                 f"{name:<38}{form:<12}perplexity {found[-1]['perplexity']:>14}  prefill {ratio:.3f}x",
                 flush=True,
             )
-    with (options.out or Path(__file__).with_name("smollm2.csv")).open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, found[0].keys())
+    file = options.out or Path(__file__).with_name("smollm2.csv")
+    with file.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, found[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)
 

@@ -226,7 +226,7 @@ def operations(bench: Bench, repeats: int) -> dict[str, dict[str, list[float]]]:
 
 def resident() -> float:
     """Most megabytes this process has held since the mark was last set."""
-    status = Path("/proc/self/status").read_text().splitlines()
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1e3
 
 
@@ -254,7 +254,7 @@ def footprint(options, variant: str) -> dict[str, float]:
             before = torch.cuda.memory_allocated()
             call()
             return (torch.cuda.max_memory_allocated() - before) / 1e6
-        Path("/proc/self/clear_refs").write_text("5")  # sets the mark to what is held now
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # sets the mark to what is held now
         before = resident()
         call()
         return resident() - before
@@ -339,8 +339,8 @@ def main() -> None:
                 unit, ratio = "M" if case == "parameters" else "MB", dense.setdefault(case, value) / value
                 add("footprint", case, variant, "float32", unit, [value], ratio)
     out = options.out or Path(__file__).with_name(f"speed-{options.device}.csv")
-    with out.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, rows[0].keys())
+    with out.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

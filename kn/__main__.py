@@ -127,6 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("KN_HOME", "KN_REPORTS", "KN_MIRROR"):  # workers and notebooks run in other folders
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).absolute())
+    os.environ["PYTHONUTF8"] = "1"  # of workers and kernels, whatever the locale
     status, profile = 2, getattr(options, "profile", PROFILES[0])
     try:
         if profile not in PROFILES:
@@ -148,4 +149,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # what the locale cannot show stands there as an escape
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

@@ -7,16 +7,16 @@ import tempfile
 
 import pytest
 import torch
-import transformers
-import transformers.models.auto.modeling_auto
-import transformers.models.gpt2.modeling_gpt2
+import transformers  # noqa: F401
+import transformers.models.auto.modeling_auto  # noqa: F401
+import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers import Trainer  # noqa: F401
 
 torch.set_num_threads(1)
 for line in sys.stdin:
     folder, test = json.loads(line)
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         child = os.fork()
         if not child:
             os.chdir(folder)

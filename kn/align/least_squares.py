@@ -96,10 +96,8 @@ def weighted_low_rank(
 
 def best_subspace(covariance: Tensor, metric: Tensor, rank: int, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Best subspace for rows of this covariance (d, d): its span (d, rank) and the projection (d, d) onto it.
-
     An error δ costs δ (metric + METRIC_RIDGE) δᵀ, metric (d, d) of mean diagonal 1; the subspace lies in the
-    span of basis (d, n). All float64.
-    """
+    span of basis (d, n). All float64."""
     ridge = METRIC_RIDGE * torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
     R = torch.linalg.cholesky(basis.T @ metric @ basis + ridge).T
     U = torch.linalg.eigh(R @ basis.T @ covariance @ basis @ R.T).eigenvectors.flip(1)[:, :rank]
@@ -109,10 +107,8 @@ def best_subspace(covariance: Tensor, metric: Tensor, rank: int, basis: Tensor) 
 
 def backward_elimination(gram: Tensor, weight: Tensor, keep: int) -> Tensor:
     """Indices (keep) of the inputs from which a refitted map gives input @ weight (n, m) best.
-
     gram (n + 1, n + 1) has ones last. Dropping input j and refitting the others costs |w_j|² / (C⁻¹)_jj, C
-    the inputs' covariance; the surplus goes in ELIMINATION_STEPS equal shares.
-    """
+    the inputs' covariance; the surplus goes in ELIMINATION_STEPS equal shares."""
     mean = gram[:-1, -1] / gram[-1, -1]
     covariance = gram[:-1, :-1] / gram[-1, -1] - torch.outer(mean, mean)
     inverse, weight = torch.linalg.inv(add_ridge(covariance)), weight.double().clone()

@@ -88,10 +88,8 @@ def refit_readers(
 
 class WriterRegression:
     """Ridge regression of a linear layer that writes to the stream, errors relative to the stream's norm.
-
     Layer inputs z (sequences, length, n), target outputs and teacher's stream x_t (sequences, length, d).
-    W (n, d) holds the teacher's weights, with the bias as one more row; G = Σ zᵀ z, C = Σ zᵀ target.
-    """
+    W (n, d) holds the teacher's weights, with the bias as one more row; G = Σ zᵀ z, C = Σ zᵀ target."""
 
     def __init__(self, layer: nn.Linear, z: Tensor, target: Tensor, x_t: Tensor):
         self.layer, self.has_bias = layer, layer.bias is not None

@@ -33,10 +33,8 @@ def narrow_heads(layer: nn.Linear, maps: Tensor, factor: int) -> None:
 
 def initial_maps(roots_q: Tensor, roots_k: Tensor, positions: Pair, factor: int) -> Pair:
     """Maps (heads, e, e/f) of queries and keys: every f-th fast frequency, a low-rank product of slow ones.
-
     roots R (heads, e, e): Rᵀ R is the second moment. positions: (cos, sin), each (1, length, e); frequencies
-    fall, as in all rotary embeddings of transformers.
-    """
+    fall, as in all rotary embeddings of transformers."""
     e, groups = roots_q.shape[-1], len(roots_q) // len(roots_k)
     cos, sin = (c[0, 1, : e // 2] for c in positions)
     fast = int((torch.atan2(sin, cos).abs() * positions[0].shape[1] > SLOW_ANGLE).sum())
@@ -63,10 +61,8 @@ def narrow_query_key(
     dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tensor, positions: Pair, factor: int
 ) -> None:
     """Queries and keys of size e/f, interleaved with zeros, of least KL(teacher ‖ student) in attention.
-
     dense, block: teacher's and student's layer, x_t, x_s (sequences, length, d) their streams. Fitted are
-    maps (e, e/f) of each head's own queries and keys: few numbers, so that little text suffices.
-    """
+    maps (e, e/f) of each head's own queries and keys: few numbers, so that little text suffices."""
     attn, teacher = block.self_attn, dense.self_attn
     e, groups, scale, length = attn.head_dim, attn.num_key_value_groups, attn.scaling, x_s.shape[1]
     x_t, x_s = (evenly_spaced(x, FIT_SEQUENCES * length) for x in (x_t, x_s))

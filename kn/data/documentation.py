@@ -138,10 +138,8 @@ def ngrams(text: str, n: int = NGRAM) -> set[int]:
 
 def deduplicated_documents(files: Files, seen: set[int], forbidden: set[int]) -> list[str]:
     """One document a file, without paragraphs that repeat or are contaminated.
-
     A paragraph repeats if half of its 13-grams are in `seen`, which this function extends, and is
-    contaminated if any is in `forbidden`.
-    """
+    contaminated if any is in `forbidden`."""
     documents = []
     for _, paragraphs in files:
         fresh = []
@@ -157,11 +155,9 @@ def deduplicated_documents(files: Files, seen: set[int], forbidden: set[int]) ->
 
 def build(groups: Mapping, fractions: Mapping, roots: dict | None = None, jobs: int = 1) -> dict[str, Corpus]:
     """Corpora {group: Corpus} from installed packages (or `roots`), decontaminated across groups and splits.
-
     `groups` {group: package names}, `fractions` {group: (valid, test)}; `jobs` processes parse. Held-out
     paragraphs are settled first, from the pinned packages alone, so that more training text can never change
-    them; then training paragraphs that share a 13-gram with any of them are dropped.
-    """
+    them; then training paragraphs that share a 13-gram with any of them are dropped."""
     packages, roots = [(group, name) for group, names in groups.items() for name in names], roots or {}
     paths = [roots.get(name) or package_root(name) for _, name in packages]
     files: defaultdict[tuple[str, str], Files] = defaultdict(list)
@@ -224,7 +220,7 @@ def read(path: Path) -> dict[str, Corpus]:
     """Read the file that `write` wrote; ValueError where its content or fingerprint is wrong."""
     corpora = {}
     try:
-        for name, entry in json.loads(path.read_text()).items():
+        for name, entry in json.loads(path.read_bytes()).items():
             splits: dict = {key: tuple(entry.pop(key)) for key in ("train", "valid", "test")}
             corpora[name] = Corpus(**splits, **entry)
         for name in ("web", "wiki"):

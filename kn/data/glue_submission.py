@@ -79,20 +79,23 @@ def grade(submission: Path | str, name: str, folder: Path | str) -> dict[str, fl
 def read_scores(path: Path | str, rows: tuple[str, ...]) -> dict[tuple[str, int], dict[str, float]]:
     """The GLUE server's scores {(row, seed): {task: percent}} from a CSV; ValueError names the wrong line."""
     try:
-        lines = list(csv.DictReader(Path(path).read_text(encoding="utf-8").splitlines()))
+        text = Path(path).read_text(encoding="utf-8-sig").splitlines()  # a spreadsheet puts a mark first
+        filled = {number: line for number, line in enumerate(text, start=1) if line.strip(",;\t ")}
+        delimiter = next((sign for sign in ";\t" if sign in next(iter(filled.values()), "")), ",")
+        lines = list(csv.DictReader(filled.values(), delimiter=delimiter, skipinitialspace=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "it is no CSV in UTF-8"
         raise ValueError(f"{path} cannot be read ({reason})") from None
     scores: dict[tuple[str, int], dict[str, float]] = {}
-    for number, line in enumerate(lines, start=2):
+    for number, line in zip([*filled][1:], lines, strict=False):
         place = f"{path}, line {number}"
         if set(line) != {"row", "seed", "task", "score"}:
             found = ", ".join(map(str, line))
             raise ValueError(f"{path}: the columns must be row, seed, task, score, found: {found}")
         row, task = line["row"], line["task"]
         try:
-            seed, value = int(line["seed"]), float(line["score"])
-        except (TypeError, ValueError):
+            seed, value = int(line["seed"]), float(line["score"].replace(",", "."))
+        except (TypeError, ValueError, AttributeError):
             values = f"seed {line['seed']!r} and score {line['score']!r}"
             raise ValueError(f"{place}: {values} must be numbers") from None
         if row not in rows or task not in TASKS:

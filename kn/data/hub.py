@@ -71,7 +71,7 @@ def read_manifest(mirror: Path) -> dict:
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_bytes())
         names: list[tuple[str, ...]] = [(item,) for item in manifest["items"]]
         for item, entry in manifest["items"].items():
             files = entry["files"].values()
@@ -120,5 +120,5 @@ def verify(mirror: Path, digests: dict[str, dict]) -> None:
 
 def rehearsal_notes(mirror: Path) -> dict:
     """The marks of a rehearsal mirror, made of stand-ins: {"carved", "weights"}; empty for the hub's."""
-    state = json.loads((mirror / "mirror.json").read_text())
+    state = json.loads((mirror / "mirror.json").read_bytes())
     return {key: state[key] for key in ("carved", "weights") if key in state}

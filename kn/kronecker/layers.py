@@ -160,11 +160,9 @@ class KroneckerLinear(KroneckerLayer):
 
 class KroneckerEmbedding(KroneckerLayer):
     """Embedding W_E = A ⊗ B, A (num_embeddings, embedding_dim / factor), B (1, factor): §3.2 of the paper.
-
     ids (…) of int64 → (…, embedding_dim), each the Kronecker product of one row of A with B: O(embedding_dim)
     a token. Raises TypeError or ValueError for sizes that are no positive integers, ValueError for a factor
-    that does not divide embedding_dim.
-    """
+    that does not divide embedding_dim."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, factor: int):
         super().__init__()

@@ -54,7 +54,7 @@ def write(model, folder: str | Path, parameters: dict[str, int], evaluation: dic
     `parameters` is count_parameters' result, `evaluation` {metric: value}.
     """
     path = Path(folder) / "README.md"
-    if path.exists() and SIGNATURE not in path.read_text(encoding="utf-8"):
+    if path.exists() and SIGNATURE.encode() not in path.read_bytes():
         return
     environment = jinja2.Environment(keep_trailing_newline=True)
     environment.filters["plain"] = plain

@@ -26,7 +26,7 @@ RENDERING = (".py", ".csv", ".css", ".html")  # kinds of files in kn/paper and k
 
 def key_of(source: Path, parameters: dict, plan: list[Stage]) -> str:
     """Hash over the notebook's source cells, its parameters, its stages and the code that renders them."""
-    cells = [cell["source"] for cell in json.loads(source.read_text())["cells"]]
+    cells = [cell["source"] for cell in json.loads(source.read_bytes())["cells"]]
     code = [path.read_text(encoding="utf-8") for room in ("paper", "report")
             for path in sorted((PACKAGE / room).rglob("*.*")) if path.suffix in RENDERING]
     content = [cells, parameters, [stage.path for stage in plan], code]
@@ -81,7 +81,7 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
 def finished(path: Path) -> dict[str, str]:
     """{notebook: its key and the sha256 of its output} of a run.json; empty for one that cannot be read."""
     try:
-        return {str(name): str(key) for name, key in json.loads(path.read_text())["notebooks"].items()}
+        return {str(name): str(key) for name, key in json.loads(path.read_bytes())["notebooks"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 

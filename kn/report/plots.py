@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas
 from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ HEIGHTS = {"alignment": 3.8, "compression": 4.6, "speed": 6}  # inches; the othe
 
 def draw(function: Callable, frame: pandas.DataFrame, records: list[dict] | None = None) -> Figure:
     """The figure a plot function draws of a table; axes without data say "not run"."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(9, HEIGHTS.get(function.__name__, 3.3)), layout="constrained")
         function(figure, frame, records)
         for axis in figure.axes:
@@ -42,7 +42,7 @@ def draw(function: Callable, frame: pandas.DataFrame, records: list[dict] | None
 def svg(figure: Figure, name: str) -> str:
     """A figure as inline SVG whose text and axes take the colour of the page; the name keeps ids apart."""
     out = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": name}):
+    with matplotlib.style.context(["default", STYLE, {"svg.fonttype": "none", "svg.hashsalt": name}]):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")

@@ -154,7 +154,7 @@ def _read_ledger(path: Path) -> pandas.DataFrame | None:
 def _read_run(path: Path) -> dict:
     """Seeds and device of a run.json; nothing of one that is damaged."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
         return {"seeds": int(found["seeds"]), "environment": {"device": str(found["environment"]["device"])}}
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return {}

@@ -24,7 +24,7 @@ def gpus() -> list[str]:
     if visible in ("", "-1") or not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True)
+    found = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace")
     names = [] if found.returncode else found.stdout.strip().splitlines()
     return names[: len(visible.split(","))] if visible else names
 
@@ -73,4 +73,4 @@ def free_bytes(folder: Path) -> int:
 
 def _cpuinfo() -> str:
     file = Path("/proc/cpuinfo")  # of Linux
-    return file.read_text() if file.exists() else ""
+    return file.read_text(encoding="utf-8") if file.exists() else ""

@@ -30,18 +30,18 @@ def error_line(text: str) -> str:
 def run_torchrun(stage: Stage, folder: Path, store: Store) -> dict:
     """The metrics of a stage whose work torchrun does; RuntimeError with the error of a failed process."""
     description, count = folder / "stage.json", process_count(stage)
-    description.write_text(stage.to_json())
+    description.write_text(stage.to_json(), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += ["-m", "kn.suite.distributed", str(folder), str(store.home)]
     paths = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
     variables = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": paths}
     if variables.pop(WORKER_GPU, ""):
         del variables["CUDA_VISIBLE_DEVICES"]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    done = subprocess.run(command, env=variables, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise RuntimeError(f"one of {count} processes failed: {error_line(done.stderr)}")
     description.unlink()
-    return json.loads((folder / "metrics.json").read_text())
+    return json.loads((folder / "metrics.json").read_bytes())
 
 
 def main(folder: Path, home: Path) -> None:
@@ -50,12 +50,12 @@ def main(folder: Path, home: Path) -> None:
 
     from kn.suite.work import WORK
     torch.set_num_threads(1)
-    stage = Stage.from_json((folder / "stage.json").read_text())
+    stage = Stage.from_json((folder / "stage.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as scratch:
         is_main = os.environ["RANK"] == "0"
         metrics = WORK[stage.kind](stage, folder if is_main else Path(scratch), Store(home))
         if is_main:
-            (folder / "metrics.json").write_text(json.dumps(metrics))
+            (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

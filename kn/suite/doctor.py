@@ -64,7 +64,7 @@ def check_gpu(profile: str) -> Finding:
     """The GPU, if torch can use one; asked in a process of its own, since torch imports slowly."""
     if found := gpus():
         code = "import torch; print(round(torch.cuda.get_device_properties(0).total_memory / 1e9), 'GB')"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
         if done.returncode:
             return "warning", f"torch cannot use {found[0]}: {error_line(done.stderr)}"
         return "ok", f"{found[0]}, {done.stdout.strip()}"

@@ -17,7 +17,7 @@ def asset_digest(folder: Path) -> str:
     if not any(p.suffix in (".safetensors", ".json") for p in files):
         raise StoreError(f"the pretrained model {folder} is missing: {restore}")
     sums = folder.parent / "SHA256SUMS"
-    lines = sums.read_text().splitlines() if sums.exists() else []
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
     known = {name: digest for digest, name in map(str.split, lines)}
     for path in files:
         if known.pop(path.relative_to(folder.parent).as_posix(), None) != file_sha256(path):

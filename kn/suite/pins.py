@@ -16,7 +16,7 @@ DIRECT = {  # imported by kn itself; the other pins are theirs
 def compare_pins(requirements: Path) -> tuple[list[str], list[str]]:
     """(missing packages, "name installed (pinned version)" of other versions)."""
     missing, different = [], []
-    for line in requirements.read_text().splitlines():
+    for line in requirements.read_text(encoding="utf-8").splitlines():
         pin, _, marker = line.partition(";")  # as in: triton==3.7.1; sys_platform == "linux"
         if "==" not in pin or marker and not _applies(marker):
             continue

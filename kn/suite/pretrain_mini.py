@@ -76,9 +76,9 @@ def train(model, rows, valid, folder: Path, recipe: Recipe, teacher=None, log_ev
         torch.set_rng_state(cpu)
         torch.cuda.set_rng_state_all(gpus[: torch.cuda.device_count()])
     groups, log = [group for opt in opts for group in opt.param_groups], folder / "log.jsonl"
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
     # what came after the checkpoint is done again
-    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
+    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= start), encoding="utf-8")
     epoch_steps, clock = len(rows) // batch, time.monotonic() - seconds_before
     model.train()
     for step in range(start, steps):
@@ -111,7 +111,7 @@ def train(model, rows, valid, folder: Path, recipe: Recipe, teacher=None, log_ev
                 }
                 torch.save(state, folder / "state.tmp")
                 (folder / "state.tmp").replace(checkpoint)
-            with log.open("a") as handle:
+            with log.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(line) + "\n")
 
 
@@ -133,7 +133,7 @@ def distillation_loss(model, x: torch.Tensor, recipe: Recipe, teacher=None):
 
 def training_cost(model, log: Path, rows, data_bytes: int, hardware: str) -> dict:
     """Hours, steps, tokens and validation perplexity of a finished training, from its log.jsonl."""
-    last = json.loads(log.read_text().splitlines()[-1])
+    last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
     return {
         "hours": round(last["seconds"] / 3600, 4), "steps": last["step"], "tokens": last["tokens"],
         "epochs": round(last["tokens"] / rows.numel(), 2), "data_bytes": data_bytes, "hardware": hardware,

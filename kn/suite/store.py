@@ -113,7 +113,7 @@ class Store:
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             probe = self.home / f".probe-{os.getpid()}"
-            probe.write_text("x")
+            probe.write_text("x", encoding="utf-8")
             probe.unlink()
         except OSError as error:
             problem = f"the store {self.home} cannot be written ({error.strerror})"
@@ -128,7 +128,7 @@ class Store:
         """What is wrong with a result, else None; checks sizes and metrics.json, with `deep` all contents."""
         folder = self.folder(stage)
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest = json.loads((folder / "manifest.json").read_bytes())
             # older stores have no digest
             if "digest" in manifest and manifest.pop("digest") != json_sha256(manifest):
                 return "the manifest has another content than it says"
@@ -152,12 +152,12 @@ class Store:
         """The stage's metrics.json; StoreError where there is no intact one."""
         if problem := self.find_corruption(stage):
             raise StoreError(f"{stage.path}: {problem}; {REMAKE}")
-        return json.loads((self.folder(stage) / "metrics.json").read_text())
+        return json.loads((self.folder(stage) / "metrics.json").read_bytes())
 
     def record(self, stage: Stage) -> dict:
         """A result as reports read it: kind, fields, metrics, path, provenance, settings, inputs' paths."""
         metrics = self.metrics(stage)
-        provenance = json.loads((self.folder(stage) / "manifest.json").read_text())["provenance"]
+        provenance = json.loads((self.folder(stage) / "manifest.json").read_bytes())["provenance"]
         return {
             "stage": stage.kind, "fields": dict(stage.fields), "metrics": metrics, "path": stage.path,
             "provenance": provenance, "settings": json.loads(stage.settings),
@@ -229,7 +229,7 @@ def _write_result(stage: Stage, folder: Path, metrics: dict, provenance: dict) -
     except ValueError as error:
         remedy = "the training went wrong, lower its learning rate"
         raise ValueError(f"a metric is not a finite number ({error}): {remedy}") from None
-    (folder / "metrics.json").write_text(text)
+    (folder / "metrics.json").write_text(text, encoding="utf-8")
     manifest = {
         "kind": stage.kind, "hash": stage.hash, "fields": dict(stage.fields),
         "settings": json.loads(stage.settings), "inputs": [item.path for item in stage.inputs],
@@ -237,7 +237,7 @@ def _write_result(stage: Stage, folder: Path, metrics: dict, provenance: dict) -
     }
     manifest = json.loads(json.dumps(manifest))  # as it will be read back
     part = folder / "manifest.part"
-    part.write_text(json.dumps({**manifest, "digest": json_sha256(manifest)}, indent=1))
+    part.write_text(json.dumps({**manifest, "digest": json_sha256(manifest)}, indent=1), encoding="utf-8")
     with part.open() as handle:
         os.fsync(handle.fileno())
     part.rename(folder / "manifest.json")

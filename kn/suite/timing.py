@@ -52,7 +52,7 @@ def measured_timing(profile: Profile, precision: str, store: Store) -> dict:
     if timing := load_timing(file):
         return timing
     command = [sys.executable, "-m", "kn.suite.timing", json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         killed = f"it ended with status {done.returncode}, killed or out of memory"
         reason = (done.stderr.strip().splitlines() or [killed])[-1]
@@ -67,7 +67,7 @@ def measured_timing(profile: Profile, precision: str, store: Store) -> dict:
 def load_timing(file: Path) -> dict | None:
     """An earlier timing; None for a missing or damaged file, and it is measured again."""
     try:
-        timing = json.loads(file.read_text())
+        timing = json.loads(file.read_bytes())
         numbers = [timing[name][kind] for name in ("seconds", "flops", "tokens") for kind in METHODS]
         numbers += [timing["bytes"][model] for model in ("teacher", "student", "baseline")]
         numbers += [timing["tokenized"], timing["peak_bytes"]]

@@ -35,7 +35,7 @@ def write_checkpoint_manifest(folder: Path, seconds: float) -> None:
 def checkpoint_seconds(folder: Path) -> float | None:
     """Seconds of training up to a checkpoint; None where it is incomplete or damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
         intact = manifest.pop("digest") == json_sha256(manifest) and all(
             (folder / name).stat().st_size == size and file_sha256(folder / name) == digest
             for name, (size, digest) in manifest["files"].items()

@@ -168,7 +168,7 @@ def test_smollm2_keeps_its_perplexity_through_every_exact_operation():
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     text = "\n".join(
         line.strip() for line in (sys.modules["typing"].__doc__ or "").splitlines()
-    ) + Path(find_spec("argparse").origin).read_text()[:6000]
+    ) + Path(find_spec("argparse").origin).read_text(encoding="utf-8")[:6000]
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :512]
 
     def perplexity(model):

@@ -54,8 +54,8 @@ def test_a_job_that_vanishes_is_done_again(tmp_path):
 
     def kill():  # the job and what it started, as when a machine goes away
         time.sleep(1)
-        children = Path(f"/proc/{handle.job_id}/task/{handle.job_id}/children").read_text().split()
-        for pid in (handle.job_id, *children):
+        children = Path(f"/proc/{handle.job_id}/task/{handle.job_id}/children")
+        for pid in (handle.job_id, *children.read_text(encoding="utf-8").split()):
             os.kill(int(pid), signal.SIGKILL)
 
     threading.Thread(target=kill).start()

@@ -162,7 +162,7 @@ def test_a_limit_on_memory(whole, tmp_path):
     """The same under a real limit of the system, RLIMIT_AS, with a tensor that would fit without it."""
 
     def limited():
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))
         try:
             cheap.run(tmp_path, pretrain=lambda *_: {"value": float(torch.ones(2**27).sum())})

@@ -61,7 +61,7 @@ def corpus(context: StageContext) -> dict:
         }
         group, _, split = name.partition("_")
         (metrics.setdefault(group, {}) if split else metrics)[split or name] = counts
-        (folder / f"{name}.json").write_text(json.dumps(docs))
+        (folder / f"{name}.json").write_text(json.dumps(docs), encoding="utf-8")
     save_file(rows, folder / "rows.safetensors")
     return metrics
 
@@ -74,7 +74,7 @@ def glue_tasks(context: StageContext) -> dict:
 def glue_twins(context: StageContext) -> dict:
     """Stand-ins for the seven tasks, made of documentation text."""
     settings, folder, metrics = context.settings, context.input_folder("corpus"), {}
-    docs = {split: json.loads((folder / f"{name}.json").read_text()) for split, name in TWIN_TEXTS.items()}
+    docs = {split: json.loads((folder / f"{name}.json").read_bytes()) for split, name in TWIN_TEXTS.items()}
     for task, splits in twins.build_twins(docs, settings["sizes"], settings["seed"]).items():
         glue.write_task(context.folder / task, task, splits)
         counts: Counter[str] = Counter()

@@ -98,14 +98,14 @@ def pretrained_model(context: StageContext) -> dict:
     else:
         source = ASSETS / settings["assets"] / name
         model = load_model(source)
-        facts = json.loads((source / "recipe.json").read_text())["measured"] | {"log": _read_log(source)}
+        facts = json.loads((source / "recipe.json").read_bytes())["measured"] | {"log": _read_log(source)}
     model.save_pretrained(context.folder / "model")
     found = perplexities(model, context.rows, settings["precision"])
     return {**model_facts(model, context.folder / "model"), **facts, "perplexity": found}
 
 
 def _read_log(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _train_from_scratch(context: StageContext):
