@@ -13,18 +13,22 @@ PACKAGES = "torch", "transformers", "datasets", "accelerate", "tokenizers", "num
 
 
 def git_commit(checkout: Path = PROJECT_ROOT) -> str:
-    """12 digits of a checkout's commit, "+" where tracked files were changed; "" where it is no checkout."""
+    """12 digits of a checkout's own commit, "" where it has none; "+": changed files, or new code in kn/."""
+    # neither a repository around an unpacked archive nor one that the environment names is ours; that
+    # another user owns the files is no matter, since their code runs already
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    variables["GIT_CEILING_DIRECTORIES"] = str(checkout.resolve().parent)
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(checkout), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        command = ["git", "-C", str(checkout), "-c", "safe.directory=*", *arguments]
+        return subprocess.run(command, env=variables, capture_output=True).stdout.decode().strip()
 
     try:
-        top = git("rev-parse", "--show-toplevel")
-        own = top and Path(top).resolve() == checkout.resolve()  # a copy may be inside another repository
-        return git("describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+") if own else ""
+        commit = git("describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
+        new = commit and git("ls-files", "--others", "--exclude-standard", "--", "kn/*.py")
     except OSError:  # no git on this machine
         return ""
+    return commit.removesuffix("+") + "+" if new else commit
 
 
 @lru_cache
