@@ -1,8 +1,7 @@
 """kn: Kronecker decomposition for GPT compression.
 
 `import kn` imports transformers and registers the compressed models with its AutoModel. If KN_QUICK_IMPORT is
-set, or for `python -m kn` (--help and the plan need no model), the first use of a model does it.
-"""
+set, or for `python -m kn` (--help and the plan need no model), the first use of a model does it."""
 
 import os
 import sys

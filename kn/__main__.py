@@ -1,8 +1,7 @@
 """Command line `python -m kn`, which ./run_all.sh calls; without a command word it is `run`.
 
 --help and errors of the words need the standard library alone; what the commands do is in kn/commands.py.
-Exit status: 0 done, 1 a stage or notebook failed, 2 an error in the call or the environment (one line).
-"""
+Exit status: 0 done, 1 a stage or notebook failed, 2 an error in the call or the environment (one line)."""
 
 import argparse
 import os

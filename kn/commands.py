@@ -17,10 +17,7 @@ from kn.suite.planner import ROWS
 from kn.suite.run import report_folder
 from kn.suite.store import Store, StoreError
 
-ERROR_STATUS: dict[type[BaseException], int] = {
-    launch.StageFailed: 1, ValueError: 2, StoreError: 2, SourceError: 2, cost.CostError: 2,
-    ModuleNotFoundError: 2, OSError: 2,
-}
+ERRORS = (launch.StageFailed, ValueError, StoreError, SourceError, cost.CostError, ImportError, OSError)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -105,9 +102,9 @@ def execute(options: argparse.Namespace) -> tuple[int, str]:
     """Run the command of these options; (exit status, what went wrong or "")."""
     try:
         return COMMANDS[options.command](options) or 0, ""
-    except tuple(ERROR_STATUS) as error:
+    except ERRORS as error:
         text = str(error)
         if isinstance(error, OSError) and not isinstance(error, ValueError):
             text = f"{error.filename or 'a file'} could not be written or read ({error.strerror or error})"
             text += ": free some space, or choose other folders with KN_HOME=… and KN_REPORTS=…"
-        return next(status for kind, status in ERROR_STATUS.items() if isinstance(error, kind)), text
+        return 1 if isinstance(error, launch.StageFailed) else 2, text

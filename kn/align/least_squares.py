@@ -1,8 +1,7 @@
 """Least squares and low-rank products weighted by the second moments of real activations.
 
 Row vectors: a sample is a row x (…, n). Streams (sequences, length, d) are visited a few sequences at a time:
-at most BATCH_TOKENS samples are in memory. Sums over all of them and their solutions are float64.
-"""
+at most BATCH_TOKENS samples are in memory. Sums over all of them and their solutions are float64."""
 
 from collections.abc import Callable, Iterator
 

@@ -2,8 +2,7 @@
 
 As gpt2.py, but the stream may be rotated freely (RMSNorm has no mean), query heads share a key head, and
 rotary positions tie queries and keys to frequencies: narrow ones are fitted to the teacher's attention
-(rotary.py). Dense layers behind a compressed one are refitted: they make up for its loss.
-"""
+(rotary.py). Dense layers behind a compressed one are refitted: they make up for its loss."""
 
 import copy
 from collections.abc import Callable, Iterable

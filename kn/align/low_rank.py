@@ -1,8 +1,7 @@
 """Low-rank baseline of the same size: each matrix that a KroneckerSpec compresses is two thin ones instead.
 
 As good as the tools of the aligned start make it: activation-weighted, with biases, layer after layer on the
-compressed prefix, dense layers refitted, the embedding in its best directions.
-"""
+compressed prefix, dense layers refitted, the embedding in its best directions."""
 
 import torch
 from torch import Tensor, nn

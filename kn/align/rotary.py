@@ -1,8 +1,7 @@
 """Narrow queries and keys under rotary positions, for Llama's aligned start.
 
 Positions tie every dimension to a frequency, so there is no best product in closed form as for GPT-2: 1/f of
-the frequencies stay, their queries and keys fitted to the teacher's attention by a few steps of L-BFGS.
-"""
+the frequencies stay, their queries and keys fitted to the teacher's attention by a few steps of L-BFGS."""
 
 import torch
 from torch import Tensor, nn

@@ -3,8 +3,7 @@
 Row vectors: the residual stream is x (…, d), a Conv1D's weight (in, out), an nn.Linear's (out, in). Each
 function changes an untied_copy in place and leaves its logits as they are, up to float rounding; a rotation
 comes after centring and folding. Sums and products are float64. These are the symmetries that the aligned
-start applies as such; tests/align has the others.
-"""
+start applies as such; tests/align has the others."""
 
 import copy
 from typing import Any

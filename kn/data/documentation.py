@@ -2,8 +2,7 @@
 
 Two groups of packages play the paper's two corpora: `web` stands for OpenWebText and `wiki` (another domain)
 for WikiText-103. A file belongs to one split; a paragraph of training text that shares a 13-gram with any
-held-out paragraph is dropped, wherever the training text comes from.
-"""
+held-out paragraph is dropped, wherever the training text comes from."""
 
 import ast
 import hashlib

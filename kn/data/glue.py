@@ -1,7 +1,6 @@
 """GLUE's seven tasks as the paper uses them: columns, labels, TSV files, model input, metrics.
 
-Real data and mini's twins have GLUE's own TSV layout; only `glue_submission.grade` reads the test labels.
-"""
+Real data and mini's twins have GLUE's own TSV layout; only `glue_submission.grade` reads the test labels."""
 
 import warnings
 from collections.abc import Iterable

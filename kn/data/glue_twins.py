@@ -3,8 +3,7 @@
 Every task tests word order: a row holds text as it was written, or with some of its words permuted and
 nothing else, so that a bag of words, word overlap or negations tell nothing. Which words move differs from
 task to task (`TWIN_TASKS`). In a pair only one of the two texts is permuted, drawn at random (MNLI's label
-says which), so that a model that reads one text misses half of the permutations.
-"""
+says which), so that a model that reads one text misses half of the permutations."""
 
 # ruff: noqa: SIM905 (word lists are kept as one string each)
 import itertools

@@ -4,8 +4,7 @@
     <mirror>/gpt2, <mirror>/distilgpt2    model.safetensors, config.json, tokenizer files
     <mirror>/openwebtext, wikitext, glue  parquet files, at the paths they have in their repository
 
-Nothing that was fetched is executed: weights are safetensors, data are parquet, tokenizers are JSON.
-"""
+Nothing that was fetched is executed: weights are safetensors, data are parquet, tokenizers are JSON."""
 
 import json
 import os

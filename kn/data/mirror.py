@@ -1,7 +1,6 @@
 """Fetch the hub's models and data once, into a mirror for runs without a network: `python -m kn mirror DIR`.
 
-mirror.json records commits, and size and sha256 of every file. Intact files are not fetched again.
-"""
+mirror.json records commits, and size and sha256 of every file. Intact files are not fetched again."""
 
 import json
 import shutil

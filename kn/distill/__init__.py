@@ -1,7 +1,6 @@
 """Knowledge distillation: the losses of eq. 2-5, the activations they compare, and a Trainer that uses them.
 
-kn.distill.attention_kl and kn.distill.capture are functions here; the modules of these names offer more.
-"""
+kn.distill.attention_kl and kn.distill.capture are functions here; the modules of these names offer more."""
 
 from kn.distill.attention_kl import attention_kl
 from kn.distill.capture import Captured, capture

@@ -3,8 +3,7 @@
     eq. 2   embedding      mean squared error of the embeddings
     eq. 3   attention      Σ over layers of KL(student ‖ teacher) of the attention (attention_kl.py)
     eq. 4   hidden         Σ over layers of the mean squared error of the hidden states
-    eq. 5   loss = α1·embedding + α2·attention + α3·hidden + α4·cross-entropy
-"""
+    eq. 5   loss = α1·embedding + α2·attention + α3·hidden + α4·cross-entropy"""
 
 import torch
 from torch import Tensor, nn

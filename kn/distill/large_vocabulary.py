@@ -3,8 +3,7 @@
 The logits, made from the last hidden states, are never in memory as one tensor, nor is their gradient: the
 gradients by hidden states and head are made with the loss and kept. PyTorch 2.13's chunked
 F.linear_cross_entropy takes 16 rows at a time on a CPU, which doubles the step's time, and its backward makes
-a second gradient of the head's size; Liger's needs a GPU (LOG.md).
-"""
+a second gradient of the head's size; Liger's needs a GPU (LOG.md)."""
 
 from collections.abc import Callable
 

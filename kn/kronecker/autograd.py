@@ -6,8 +6,7 @@
 Autograd makes several passes over the wide activation and keeps a and z for the backward pass. These
 functions make each pass once and keep only what a dense layer or its consumer keeps anyway: a is recovered
 from the output, through b's largest entry. One entry of b's gradient comes without a pass over the
-activation: Σ_j b_j ∂b_j = ⟨∂A, A⟩.
-"""
+activation: Σ_j b_j ∂b_j = ⟨∂A, A⟩."""
 
 from collections.abc import Callable
 

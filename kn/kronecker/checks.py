@@ -1,7 +1,6 @@
 """Argument checks for public functions.
 
-Each raises TypeError or ValueError with one line that names the argument, its value and what is allowed.
-"""
+Each raises TypeError or ValueError with one line that names the argument, its value and what is allowed."""
 
 import math
 from typing import Any

@@ -2,8 +2,7 @@
 
 Notation of eq. 1 (nearest.py): W = Σ_r A_r ⊗ B_r with A_r (m1, n1) and B_r (m2, n2). A forward pass builds
 the dense W only where that was measured to be faster (MATERIALIZE_MAX_NUMEL). The property `weight` always
-builds it, as the reference for tests and export.
-"""
+builds it, as the reference for tests and export."""
 
 from __future__ import annotations
 

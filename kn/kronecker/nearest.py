@@ -4,8 +4,7 @@ Eq. 1 is W = A ⊗ B for W (m1·m2, n1·n2), A (m1, n1), B (m2, n2): W[m2·i + j
 one row of R per block of W, R[n1·i + k, n2·j + l] = W[m2·i + j, n2·k + l], the products become outer
 products, R = Σ_r vec(A_r) vec(B_r)ᵀ, and ‖W − Σ_r A_r ⊗ B_r‖ = ‖R − Σ_r vec(A_r) vec(B_r)ᵀ‖. The best A_r and
 B_r are therefore R's leading singular vectors, and the squared residual is the sum of its other squared
-singular values.
-"""
+singular values."""
 
 import math
 

@@ -2,8 +2,7 @@
 
 A KroneckerSpec in the configuration says which; the models save, load, generate and resize like any other,
 fold for inference and go back to dense. Importing this package registers them with transformers' AutoConfig
-and AutoModel.
-"""
+and AutoModel."""
 
 from kn.models.auto import register
 from kn.models.base import count_parameters

@@ -1,7 +1,6 @@
 """The compressed class of each stock class, and registration with transformers' AutoConfig and AutoModel.
 
-A further family is one file beside gpt2.py and llama.py, and a line in FAMILIES.
-"""
+A further family is one file beside gpt2.py and llama.py, and a line in FAMILIES."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 

@@ -1,8 +1,7 @@
 """Exact narrow inference: fold() runs compressed sublayers at 1/f of their width; nothing is approximated.
 
 A sublayer can be narrow where factors B (f, 1) of rank 1 lead into it and, for an MLP, B (1, f) lead out of
-it. gpt2.py and llama.py hold the formulas, one FoldablePart for each kind of sublayer.
-"""
+it. gpt2.py and llama.py hold the formulas, one FoldablePart for each kind of sublayer."""
 
 import torch
 from torch import Tensor, nn

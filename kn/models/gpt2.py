@@ -4,8 +4,7 @@ GPT-2's module tree is kept. What fold() makes narrow, with a = A x the factor's
   attention  q·k = Σ_i (s a_i + u_i) c_i + terms equal for all keys, for a and c of query and key,
              s = b_q·b_k and u_i = Σ_j β_q[f·i + j] b_k[j]. The output projection reads values only through
              b_v, and the rows of the attention sum to one, so β_v joins the projection's bias.
-  MLP        Σ_j c_j g(b_j a_k + β[f·k + j]), c the B of c_proj, is formed before the second product.
-"""
+  MLP        Σ_j c_j g(b_j a_k + β[f·k + j]), c the B of c_proj, is formed before the second product."""
 
 import torch
 from torch import Tensor, nn

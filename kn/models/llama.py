@@ -4,8 +4,7 @@ Llama has nn.Linear, grouped key and value heads, a gated MLP and rotary positio
 that share an entry of A by different angles: query and key keep their width, while values, output projection
 and MLP become narrow.
   values  rows of the attention sum to one, so W_o (Σ_t p_t v_t) reads v = e ⊗ b_v + β_v only through b_v
-  MLP     z_k = Σ_j c_j g(b_j a_k + β_jk) (b'_j e_k + β'_jk) for the gate a ⊗ b + β and up e ⊗ b' + β'
-"""
+  MLP     z_k = Σ_j c_j g(b_j a_k + β_jk) (b'_j e_k + β'_jk) for the gate a ⊗ b + β and up e ⊗ b' + β'"""
 
 import torch
 from torch import Tensor, nn

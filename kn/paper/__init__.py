@@ -3,8 +3,7 @@ a printed value.
 
 printed(4)   one line per printed cell: table, row, column, metric, value, unit, quote, note
 claims()     one line per claim of the text: id, label, section, quote, claim, judge (kn/report/claims.py),
-             left and right ("table/row/column"), bound, variance, note
-"""
+             left and right ("table/row/column"), bound, variance, note"""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 One rule everywhere: a difference holds if the 95 % interval of the seed-paired difference leaves 0 on the
 claimed side; perplexities are compared as ratios, that is by the difference of their logarithms. Names are
-imported when first used: a plan needs neither pandas nor matplotlib.
-"""
+imported when first used: a plan needs neither pandas nor matplotlib."""
 
 from importlib import import_module
 

@@ -1,8 +1,7 @@
 """Metrics of finished stages, selected by stage and fields and kept per seed: what every table is made of.
 
 A record is {"stage", "fields", "metrics", "path", "provenance"}, as Store.record gives it. Scores are
-percentages, perplexities plain numbers.
-"""
+percentages, perplexities plain numbers."""
 
 from __future__ import annotations
 

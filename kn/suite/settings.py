@@ -2,8 +2,7 @@
 
 A profile (kn.suite.profiles) is one instance of `Profile`. Fields are part of the keys of finished stages:
 renaming one, or writing 1.0 for a default of 1, makes every training that depends on it run again. Where the
-paper leaves something open, a field holds our reading of it; the README explains each.
-"""
+paper leaves something open, a field holds our reading of it; the README explains each."""
 
 from typing import Annotated, Literal
 

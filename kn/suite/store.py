@@ -2,8 +2,7 @@
 
 A result is the folder `<home>/<kind>/<slug>-<hash>/` with metrics.json, further files, and manifest.json,
 which is written last; then one atomic rename makes it real. A result without an intact manifest is never
-read, and no stage begins from an input of which a byte has changed.
-"""
+read, and no stage begins from an input of which a byte has changed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Timing run, `python -m kn.suite.timing`: seconds of a training step on this machine, kept in the store.
 
-A few steps of each kind of training, by the code of a real run, on random models of the profile's size.
-"""
+A few steps of each kind of training, by the code of a real run, on random models of the profile's size."""
 
 import itertools
 import json

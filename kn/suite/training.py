@@ -1,8 +1,7 @@
 """One training run with transformers' Trainer: arguments, log, checkpoints that survive a killed process.
 
 A process can be killed while it writes a checkpoint, and a disk can turn a bit in one: a checkpoint counts
-once its manifest is written, and only while every byte is the one of the manifest.
-"""
+once its manifest is written, and only while every byte is the one of the manifest."""
 
 import json
 import math
