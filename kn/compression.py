@@ -38,8 +38,7 @@ def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibratio
 
 
 def factorize(model: nn.Module, spec: KroneckerSpec) -> KroneckerModel:
-    """The model of the nearest Kronecker products to `model`'s matrices, whatever spec.init is.
-    Raises ValueError if its weights do not fit."""
+    """The model of the nearest Kronecker products, whatever spec.init is; ValueError for unfit weights."""
     student_class = COMPRESSED_CLASSES[type(model)]
     config = convert_config(model.config, student_class.config_class, kronecker=asdict(spec))
     student = model_like(model, student_class, config)

@@ -60,8 +60,7 @@ def fit_low_rank(sublayer: Sublayer, teacher: Sublayer, y_t: Tensor, x_s: Tensor
 
 
 def factorize_linear(layer: nn.Module, gram: Tensor, factor: int) -> LowRankLinear:
-    """The LowRankLinear nearest to a Conv1D under its inputs' Gram matrix (n + 1, n + 1), ones last.
-    Fused query, key and value are three parts."""
+    """The LowRankLinear nearest to a Conv1D (q, k, v apart) under its inputs' Gram matrix (n + 1, n + 1)."""
     weight, bias, dtype = layer.weight.double(), layer.bias.double(), layer.weight.dtype
     n, m = weight.shape
     parts = weight.chunk(3 if m == 3 * n else 1, 1)

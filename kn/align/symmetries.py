@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, LlamaForCausalLM
 
+from kn.models.base import model_like
+
 TOLERANCE = 1e-8  # of orthogonality
 CLASSES = (GPT2LMHeadModel, GPT2ForSequenceClassification, LlamaForCausalLM)
 GPT2 = GPT2LMHeadModel | GPT2ForSequenceClassification
@@ -24,10 +26,9 @@ def untied_copy(model: nn.Module) -> Any:
         raise TypeError(f"the symmetries are for {names}, got {type(model).__name__}")
     config = copy.deepcopy(model.config)
     config.tie_word_embeddings = False
-    with torch.device(model.device):
-        untied = type(model)(config).to(model.dtype)
+    untied = model_like(model, type(model), config)
     untied.load_state_dict(model.state_dict())
-    return untied.train(model.training)
+    return untied
 
 
 def _is_orthogonal(Q: Tensor, width: int) -> bool:

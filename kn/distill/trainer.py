@@ -1,8 +1,10 @@
 """transformers' Trainer with the losses of eq. 2-5: cross-entropy alone, ILKD, or vanilla KD."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -11,6 +13,7 @@ from kn.distill.ilkd import streaming_ilkd_loss, vanilla_kd_loss
 from kn.distill.large_vocabulary import chunked_logit_kd
 
 METHODS = ("none", "ilkd", "vanilla")
+EPOCH_STATE = "epoch_rng_state.pth"  # in a checkpoint: PyTorch's random state at the start of its epoch
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,25 @@ class DistillTrainer(Trainer):
     def floating_point_ops(self, inputs):
         """Not counted: Trainer walks over all modules for it at every step, 2.5 of 54 ms at mini's size."""
         return 0
+
+    def _run_epoch(self, **of):
+        """One epoch, resumed in its middle or not: the same batches, in the first process's order.
+
+        Trainer forgets the random state that made the order, and accelerate's processes the epoch's number.
+        """
+        state = Path(of["resume_from_checkpoint"] or "") / EPOCH_STATE
+        if of["resume_from_checkpoint"] and of["epoch"] == of["epochs_trained"] and state.is_file():
+            torch.set_rng_state(torch.load(state, weights_only=True))
+        if self.args.world_size > 1 and self.args.train_sampling_strategy == "group_by_length":
+            torch.set_rng_state(broadcast(torch.get_rng_state().to(self.args.device)).cpu())
+        of["train_dataloader"].set_epoch(of["epoch"])
+        self.epoch_state = torch.get_rng_state()
+        super()._run_epoch(**of)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            torch.save(self.epoch_state, Path(output_dir) / EPOCH_STATE)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}

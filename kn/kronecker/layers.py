@@ -14,13 +14,11 @@ from kn.kronecker import checks
 from kn.kronecker.autograd import column_factor_linear, row_factor_linear
 from kn.kronecker.nearest import Shape, factor_shapes, kronecker_sum, nearest_kronecker, require_rank
 
-# On a CPU a layer of at most this many weights builds A ⊗ B first: the expansion of every token costs more
-# than the smaller product saves. Forward and backward in bf16 autocast, one thread, microseconds, A ⊗ B built
-# / two products:
-#   128→512, B 2x1:  432 tokens  1,437 /  3,654, 4,096 tokens 10,127 / 33,632
-#   512→128, B 1x2:  432 tokens  1,688 /  2,814, 4,096 tokens 10,437 / 17,390
+# On a CPU, not elsewhere, a layer of at most this many weights builds A ⊗ B first: the expansion of every
+# token costs more than the smaller product saves. Forward and backward in bf16 autocast, one thread,
+# microseconds, A ⊗ B built / two products:
+#   128→512, B 2x1:  432 tokens  1,437 /  3,654, 4,096 tokens 10,127 / 33,632; 512→128, B 1x2: the same way
 #   768→3072, B 2x1: 256 tokens 43,968 / 21,252, 1,024 tokens 92,029 / 77,446, so never built
-# Not measured on other devices, and never built there.
 MATERIALIZE_MAX_NUMEL = 2**17
 
 # Up to this many elements of the wide activation the custom backward's overhead is more than its fewer passes
@@ -41,8 +39,6 @@ def kronecker_apply(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     if m1 * n1 * n2 + m1 * n2 * m2 <= n1 * n2 * m2 + m1 * n1 * m2:  # multiply-adds, A first and B first
         X = x.reshape(*batch, n1, n2).transpose(-1, -2)  # (…, n2, n1)
         Y = F.linear(X, A.reshape(rank * m1, n1)).reshape(*batch, n2, rank, m1)
-        if n2 == 1 and rank == 1:
-            return (Y.reshape(*batch, m1, 1) * B.reshape(m2)).reshape(*batch, m1 * m2)
         return torch.einsum("...lri,rjl->...ij", Y, B).reshape(*batch, m1 * m2)
     X = x.reshape(*batch, n1, n2)
     if m2 == 1:  # inputs are contracted, then one product: no transposed copy
@@ -54,8 +50,7 @@ def kronecker_apply(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 
 class KroneckerLayer(nn.Module):
-    """Base of the layers: parameters A (num_fused·rank, m1, n1) and B (num_fused·rank, m2, n2).
-    At num_fused = rank = 1 the first dimension may be missing."""
+    """Base of the layers: A ([num_fused·rank,] m1, n1) and B ([num_fused·rank,] m2, n2); [] if not 1."""
 
     rank = num_fused = 1
 
@@ -193,8 +188,7 @@ class KroneckerEmbedding(KroneckerLayer):
 
 
 class KroneckerHead(KroneckerLayer):
-    """Output head tied to a Kronecker embedding W_E = A ⊗ B (§3.2), hidden (…, d) → logits (…, vocabulary).
-    The hidden state is contracted with B first, so it costs 1/factor of a dense head."""
+    """Output head tied to a Kronecker embedding (§3.2): hidden (…, d), contracted with B, → logits (…, v)."""
 
     def __init__(self, embedding: KroneckerEmbedding):
         super().__init__()

@@ -97,21 +97,16 @@ class GPT2MLPFold(FoldablePart):
         b, c, beta = b[order], c[order], fc.bias.unflatten(0, (-1, factor)).T[order]  # β (f, inner/f)
         ratio = (b / b[0])[1:] if b[0] else torch.zeros_like(b[1:])
         return {
-            "mlp.c_fc.weight": (b[0] * fc.A[0]).T.contiguous(),
-            "mlp.c_fc.bias": beta[0].contiguous(),
-            "mlp.act.weight": c,
-            "mlp.act.ratio": ratio,
-            "mlp.act.bias": beta[1:] - ratio[:, None] * beta[0],
-            "mlp.c_proj.weight": proj.A[0].T.contiguous(),
-            "mlp.c_proj.bias": proj.bias.clone(),
+            "mlp.c_fc.weight": (b[0] * fc.A[0]).T.contiguous(), "mlp.c_fc.bias": beta[0].contiguous(),
+            "mlp.act.weight": c, "mlp.act.ratio": ratio, "mlp.act.bias": beta[1:] - ratio[:, None] * beta[0],
+            "mlp.c_proj.weight": proj.A[0].T.contiguous(), "mlp.c_proj.bias": proj.bias.clone(),
         }
 
 
 class _KnGPT2(KroneckerModel):
     config_class = KnGPT2Config
     blocks_path, embedding_path = "h", "wte"
-    # B is (f, 1) where outputs share an entry of A and (1, f) where inputs do (Table 1); c_attn fuses query,
-    # key and value
+    # B is (f, 1) where outputs share an entry of A and (1, f) where inputs do (Table 1); c_attn fuses q, k, v
     target_modules = {
         "attn.c_attn": ("outputs", 3), "attn.c_proj": ("inputs", 1),
         "mlp.c_fc": ("outputs", 1), "mlp.c_proj": ("inputs", 1),
@@ -126,10 +121,7 @@ class KnGPT2Model(_KnGPT2, GPT2Model):
 
 
 class KnGPT2LMHeadModel(_KnGPT2, GPT2LMHeadModel):
-    """KnGPT2 (§3.2 of the paper) as language model; logits (batch, length, vocabulary).
-
-    The head is dense (Table 3's footnote) unless spec.head is "tied".
-    """
+    """KnGPT2 (§3.2 of the paper) as language model; logits (batch, length, v), head as in spec."""
 
 
 class KnGPT2ForSequenceClassification(_KnGPT2, GPT2ForSequenceClassification):

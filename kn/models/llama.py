@@ -22,9 +22,7 @@ GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 class NarrowValueAttention(modeling_llama.LlamaAttention):
     """Llama's attention with values, value cache and output projection at 1/f of their width."""
 
-    def forward(
-        self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs
-    ):
+    def forward(self, hidden_states, position_embeddings, attention_mask, past_key_values=None, **kwargs):
         batch = hidden_states.shape[:-1]  # (batch, length)
         q, k = self.q_proj(hidden_states), self.k_proj(hidden_states)
         q, k = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (q, k))  # (…, heads, length, e)
