@@ -105,8 +105,8 @@ class _IlkdTerms:
 
     def total(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 5, and its terms before weighting."""
-        weighted = (a * term for a, term in zip(self.alphas, self.terms.values(), strict=True) if a)
-        return sum(weighted, start=self.student.embedding.new_zeros(())), self.terms
+        weighted = [a * term for a, term in zip(self.alphas, self.terms.values(), strict=True) if a]
+        return sum(weighted) if weighted else self.student.embedding.sum() * 0.0, self.terms
 
 
 def _upcast(x: Tensor) -> Tensor:
@@ -114,14 +114,14 @@ def _upcast(x: Tensor) -> Tensor:
 
 
 def _mse(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean squared error of (b, t, d) over the positions where valid (b, t) is 1, or all."""
+    """Mean squared error of (b, t, d) over the positions where valid (b, t) is 1 (none: 0), or all."""
     if student.shape != teacher.shape:
         shapes = f"the student's is {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}"
         raise ValueError(f"ILKD compares tensors of one shape: {shapes}")
     squared = (_upcast(student) - _upcast(teacher)).square()
     if valid is None:
         return squared.mean()
-    return (squared.sum(-1) * valid).sum() / (valid.sum() * squared.shape[-1])
+    return (squared.sum(-1) * valid).sum() / (valid.sum().clamp(min=1) * squared.shape[-1])
 
 
 def vanilla_kd_loss(
@@ -129,7 +129,7 @@ def vanilla_kd_loss(
 ) -> Tensor:
     """Hinton's knowledge distillation, T²·KL(teacher ‖ student) of softened logits (…, classes).
 
-    Mean over positions, or those where valid (…) is 1. Raises ValueError for logits of two shapes.
+    Mean over positions, or those where valid (…) is 1 (none: 0). Raises ValueError for logits of two shapes.
     """
     checks.require_nonnegative("temperature", temperature, positive=True)
     logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
@@ -138,4 +138,4 @@ def vanilla_kd_loss(
         raise ValueError(f"logits must have one shape: the student's are {s}, the teacher's {t}")
     log_p_s, log_p_t = (F.log_softmax(_upcast(x) / temperature, -1) for x in logits.values())
     kl = (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1) * temperature**2
-    return kl.mean() if valid is None else (kl * valid).sum() / valid.sum()
+    return kl.mean() if valid is None else (kl * valid).sum() / valid.sum().clamp(min=1)

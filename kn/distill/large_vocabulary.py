@@ -42,11 +42,12 @@ def chunked_logit_kd(
 ) -> Tensor:
     """vanilla_kd_loss (T²·KL(teacher ‖ student)) from the last hidden states (b, t, d) and heads (v, d).
 
-    Mean over the positions where mask (b, t) is 1, or all. Gradients reach the student only.
+    Mean over the positions where mask (b, t) is 1 (none: 0), or all. Gradients reach the student only.
     """
     mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask
     valid = mask.to(hidden.device, torch.promote_types(weight.dtype, torch.float32))
-    row_weight, teacher_hidden = (valid / valid.sum()).flatten(), teacher_hidden.detach().flatten(0, 1)
+    row_weight = (valid / valid.sum().clamp(min=1)).flatten()
+    teacher_hidden = teacher_hidden.detach().flatten(0, 1)
 
     def chunk_loss(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         log_p_s = F.log_softmax(logits / temperature, -1)

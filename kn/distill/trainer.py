@@ -10,9 +10,10 @@ from transformers import Trainer
 
 from kn.distill.capture import capture, should_chunk_logits
 from kn.distill.ilkd import streaming_ilkd_loss, vanilla_kd_loss
-from kn.distill.large_vocabulary import chunked_logit_kd
+from kn.distill.large_vocabulary import IGNORE_INDEX, chunked_logit_kd
 
 METHODS = ("none", "ilkd", "vanilla")
+TERMS = ("embedding", "attention", "hidden", "cross_entropy", "logits")
 EPOCH_STATE = "epoch_rng_state.pth"  # in a checkpoint: PyTorch's random state at the start of its epoch
 
 
@@ -48,7 +49,7 @@ class DistillTrainer(Trainer):
             raise ValueError(f"distillation method {method!r} and {got} teacher do not go together")
         self.term_sums: dict[str, Tensor] = {}  # since the last log
         self.steps_summed = 0
-        self.model_accepts_loss_kwargs = False  # every loss here is a mean over the batch
+        self.model_accepts_loss_kwargs = False  # every loss here is a mean over the micro-batch
         if method == "ilkd" and not distillation.alphas[3] and not distillation.logit_term:
             self._freeze_unreached()
         if teacher is not None:
@@ -56,6 +57,8 @@ class DistillTrainer(Trainer):
             if self.args.bf16 and self.args.device.type == "cuda":
                 teacher = teacher.to(torch.bfloat16)  # what autocast would multiply in anyway
         self.distillation, self.teacher = distillation, teacher
+        self.is_language_model = hasattr(self.model, "lm_head")
+        self.needs_labels = method != "ilkd" or bool(distillation.alphas[3])
 
     def _freeze_unreached(self) -> None:
         """Freeze head and last norm, which only cross-entropy reaches: DDP would wait for their gradients."""
@@ -88,39 +91,70 @@ class DistillTrainer(Trainer):
         if self.args.should_save:
             torch.save(self.epoch_state, Path(output_dir) / EPOCH_STATE)
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """A step's micro-batches, and of each the shares in the whole batch's items that weigh its terms.
+
+        Raises ValueError for a whole batch without a real token or without a label that the loss needs.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        parts = len(batches) * self.args.world_size
+        if not parts or parts == 1 and device.type != "cpu":  # a GPU would wait for the counts
+            return batches, None
+        counts = torch.stack([self._count_items(inputs) for inputs in batches]).to(device)
+        totals = self.accelerator.reduce(counts.sum(0)).tolist()
+        if not totals[0] or self.needs_labels and not totals[1]:
+            problem = "no label but -100" if totals[0] else "no real token, its attention_mask is 0"
+            raise ValueError(f"a batch of {totals[2]} rows has {problem}: there is nothing to learn from")
+        return batches, ([n * parts / max(1, total) for n, total in zip(part, totals, strict=True)]
+                         for part in counts.tolist())
+
+    def _count_items(self, inputs: dict) -> Tensor:
+        """What the losses are means over: (real tokens, known labels, rows), int64."""
+        ids, mask, labels = inputs["input_ids"], inputs.get("attention_mask"), inputs.get("labels")
+        mask = torch.ones_like(ids) if mask is None else mask
+        labels = ids.new_zeros(0) if labels is None else labels[:, 1:] if self.is_language_model else labels
+        return torch.stack([mask.sum(), (labels != IGNORE_INDEX).sum(), mask.new_tensor(len(ids))])
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        method = self.distillation.method
+        tokens, known, rows = (1.0, 1.0, 1.0) if num_items_in_batch is None else next(num_items_in_batch)
+        weights = dict.fromkeys(TERMS, tokens) | {"cross_entropy": known}
+        weights["logits"] = tokens if self.is_language_model else rows
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
-        if model.training and self.distillation.method == "ilkd":
-            loss, terms, output = self._ilkd_loss(model, inputs, unlabelled, return_outputs)
+        inputs = inputs if known else unlabelled  # without a label the mean would be NaN
+        if model.training and method == "ilkd":
+            loss, terms, output = self._ilkd_loss(model, inputs, unlabelled, return_outputs, weights)
         else:
             output = model(**inputs)
-            loss, terms = output.loss, {"cross_entropy": output.loss}
-            if model.training and self.distillation.method == "vanilla":
+            loss = output.loss * known if known else output.logits.sum() * 0.0
+            terms = {"cross_entropy": output.loss if known else loss}
+            if model.training and method == "vanilla":
                 with torch.no_grad():
                     teacher_logits = self.teacher(**unlabelled).logits
                 terms["logits"] = self._logit_kd(output.logits, teacher_logits, inputs)
                 weight = self.distillation.kd_weight
-                loss = (1 - weight) * loss + weight * terms["logits"]
+                loss = (1 - weight) * loss + weight * weights["logits"] * terms["logits"]
         if model.training:
             self.steps_summed += 1
             for name, value in terms.items():
-                self.term_sums[name] = self.term_sums.get(name, 0.0) + value.detach()
+                self.term_sums[name] = self.term_sums.get(name, 0.0) + weights[name] * value.detach()
         return (loss, output) if return_outputs else loss
 
-    def _ilkd_loss(self, model: nn.Module, inputs: dict, unlabelled: dict, return_outputs: bool) -> tuple:
+    def _ilkd_loss(self, model: nn.Module, inputs: dict, unlabelled: dict, with_output: bool, weights: dict):
         """(eq. 5 + logit_term·vanilla KD, its terms before weighting, Captured of the student).
 
         Large logits are made in chunks unless outputs are returned.
         """
         config, teacher, student = self.distillation, self.teacher, self.accelerator.unwrap_model(model)
         has_logit_term, labels = bool(config.logit_term), inputs.get("labels")
-        may_chunk = has_logit_term and not return_outputs and labels is not None
+        may_chunk = has_logit_term and not with_output and labels is not None
         chunked = may_chunk and should_chunk_logits(student, labels)
         needs_logits = has_logit_term and not chunked
         captured = capture(
-            student, config.hidden_point, wrapper=model, logits=needs_logits or return_outputs, **inputs
+            student, config.hidden_point, wrapper=model, logits=needs_logits or with_output, **inputs
         )
-        options = (config.alphas, config.direction, config.hidden_point, needs_logits)
+        alphas = [alpha * weights[name] for alpha, name in zip(config.alphas, TERMS, strict=False)]
+        options = (alphas, config.direction, config.hidden_point, needs_logits)
         # teacher_output: logits if needs_logits, else the last hidden states
         loss, terms, teacher_output = streaming_ilkd_loss(captured, teacher, *options, **unlabelled)
         if chunked:
@@ -131,7 +165,9 @@ class DistillTrainer(Trainer):
         elif has_logit_term:
             terms["logits"] = self._logit_kd(captured.logits, teacher_output, inputs)
         if has_logit_term:
-            loss = loss + config.logit_term * terms["logits"]
+            loss = loss + config.logit_term * weights["logits"] * terms["logits"]
+        if self.needs_labels and not weights["cross_entropy"]:
+            loss = loss + captured.logits.sum() * 0.0  # DDP waits for a gradient of the head
         return loss, terms, captured
 
     def _logit_kd(self, student_logits: Tensor, teacher_logits: Tensor, inputs: dict) -> Tensor:
