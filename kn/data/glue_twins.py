@@ -55,31 +55,26 @@ def render(words: Words, template: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def strip_comma(word: str) -> str:
-    """The word without a comma or semicolon behind it."""
-    return word.rstrip(",;")
-
-
 def bag_of_words(words: Words) -> Words:
     """The words in alphabetical order: the same for every permutation of a text."""
-    return tuple(sorted(strip_comma(word).lower() for word in words))
+    return tuple(sorted(word.rstrip(",;").lower() for word in words))
 
 
 def permute_words(words: Words, places: list[int], rng: random.Random) -> Words | None:
     """`words` with those at `places` permuted, commas staying; None where fewer than MIN_MOVED_WORDS move."""
-    old = [strip_comma(words[i]) for i in places]
+    old = [words[i].rstrip(",;") for i in places]
     for _ in range(20):
         new = rng.sample(old, len(old))
         if sum(a != b for a, b in zip(old, new, strict=True)) >= max(MIN_MOVED_WORDS, len(old) - 1):
             moved = dict(zip(places, new, strict=True))
-            commas = [word[len(strip_comma(word)) :] for word in words]
+            commas = [word[len(word.rstrip(",;")) :] for word in words]
             return tuple(moved[i] + commas[i] if i in moved else word for i, word in enumerate(words))
     return None
 
 
 def permute_content_words(words: Words, rng: random.Random) -> Words | None:
     """The content words permuted: neither function words nor names, which have capitals."""
-    is_content = [w.islower() and w[0].isalpha() and strip_comma(w) not in FUNCTION_WORDS for w in words]
+    is_content = [w.islower() and w[0].isalpha() and w.rstrip(",;") not in FUNCTION_WORDS for w in words]
     return permute_words(words, [place for place, content in enumerate(is_content) if content], rng)
 
 

@@ -1,17 +1,10 @@
 """Triton kernels for eq. 3 on an NVIDIA GPU: per-query KL and its gradients without writing an attention map.
 
-With scores s = scale·q·k of a query's allowed keys (causal, not padded), p = softmax(s), lse the log-sum-exp,
-and a, b the two models in the order of the direction:
-
-    (3)   KL(a ‖ b) of a query = E_{p_a}[a − b] − lse_a + lse_b
-    (3')  its gradient by the student's score s, if a is the student:  p_s ((s − t) − E_{p_s}[s − t])
-    (3'') and if a is the teacher:                                     p_s − p_t
-
-Forward: a program takes a block of queries and streams over its keys once, with a running maximum per model;
-its sums, also that of e^(a − max)·(a − b), are rescaled when the maximum grows. Saved per query: the mean in
-(3), both lse and the valid flag. Backward: scores are recomputed, once for dq (a block of queries, streaming
-over keys) and once for dk (a block of keys, streaming over queries). Scores are in base 2: exp2 is what the
-hardware has. Sums are float32. Run in Triton's interpreter, compiled for sm_80 and sm_90, not yet on a GPU.
+Formulas: attention_kl.py; a and b are the two models in the order of the direction. Forward: a program takes
+a block of queries and streams over its keys once, with a running maximum per model; its sums, also that of
+e^(a − max)·(a − b), are rescaled when the maximum grows. Saved per query: that mean, lse, the valid flag.
+Backward: scores are recomputed, once for dq (a block of queries, streaming over keys) and once for dk (keys,
+streaming over queries). Scores are in base 2: exp2 is what the hardware has. Sums are float32.
 """
 
 import torch
@@ -111,7 +104,7 @@ def _forward(
 
 @triton.jit
 def _score_grad(qs, ks, qt, kt, allowed, mean, lse_s, lse_t, scale_s, scale_t, STUDENT_FIRST: tl.constexpr):
-    """Eq. 3' or 3'', (B queries, B keys): gradient of the KL by the student's scores."""
+    """Gradient of the KL by the student's scores, (B queries, B keys)."""
     s, t = _scores(qs, ks, scale_s), _scores(qt, kt, scale_t)
     p = tl.exp2(tl.where(allowed, s - lse_s[:, None], MASKED))
     if STUDENT_FIRST:

@@ -75,7 +75,7 @@ class DistillTrainer(Trainer):
     def _run_epoch(self, **of):
         """One epoch, resumed in its middle or not: the same batches, in the first process's order.
 
-        Trainer forgets the random state that made the order, and accelerate's processes the epoch's number.
+        Trainer forgets the random state that made the order, accelerate's processes the epoch's number.
         """
         state = Path(of["resume_from_checkpoint"] or "") / EPOCH_STATE
         if of["resume_from_checkpoint"] and of["epoch"] == of["epochs_trained"] and state.is_file():
@@ -101,12 +101,11 @@ class DistillTrainer(Trainer):
         if not parts or parts == 1 and device.type != "cpu":  # a GPU would wait for the counts
             return batches, None
         counts = torch.stack([self._count_items(inputs) for inputs in batches]).to(device)
-        totals = self.accelerator.reduce(counts.sum(0)).tolist()
+        totals = self.accelerator.reduce(counts.sum(0)).cpu()
         if not totals[0] or self.needs_labels and not totals[1]:
             problem = "no label but -100" if totals[0] else "no real token, its attention_mask is 0"
             raise ValueError(f"a batch of {totals[2]} rows has {problem}: there is nothing to learn from")
-        return batches, ([n * parts / max(1, total) for n, total in zip(part, totals, strict=True)]
-                         for part in counts.tolist())
+        return batches, iter((counts.cpu().double() * parts / totals.clamp(min=1)).tolist())
 
     def _count_items(self, inputs: dict) -> Tensor:
         """What the losses are means over: (real tokens, known labels, rows), int64."""
@@ -150,9 +149,8 @@ class DistillTrainer(Trainer):
         may_chunk = has_logit_term and not with_output and labels is not None
         chunked = may_chunk and should_chunk_logits(student, labels)
         needs_logits = has_logit_term and not chunked
-        captured = capture(
-            student, config.hidden_point, wrapper=model, logits=needs_logits or with_output, **inputs
-        )
+        with_logits = needs_logits or with_output
+        captured = capture(student, config.hidden_point, wrapper=model, logits=with_logits, **inputs)
         alphas = [alpha * weights[name] for alpha, name in zip(config.alphas, TERMS, strict=False)]
         options = (alphas, config.direction, config.hidden_point, needs_logits)
         # teacher_output: logits if needs_logits, else the last hidden states

@@ -21,10 +21,9 @@ from kn.kronecker.nearest import Shape, factor_shapes, kronecker_sum, nearest_kr
 #   768→3072, B 2x1: 256 tokens 43,968 / 21,252, 1,024 tokens 92,029 / 77,446, so never built
 MATERIALIZE_MAX_NUMEL = 2**17
 
-# Up to this many elements of the wide activation the custom backward's overhead is more than its fewer passes
-# save. Forward and backward, two threads, speed-up over nn.Linear, autograd / autograd.py:
-#   768→768:  1 row 1.06 / 0.70, 16 rows 1.24 / 0.83, 64 rows 1.23 / 1.06
-#   768→3072: 64 rows 1.4 / 1.5, 1,024 rows 1.44 / 1.75
+# Up to this many elements of the wide activation the custom backward's overhead is more than it saves.
+# Forward and backward, two threads, speed-up over nn.Linear, autograd / autograd.py: 768→768: 1 row
+# 1.06 / 0.70, 64 rows 1.23 / 1.06; 768→3072: 64 rows 1.4 / 1.5, 1,024 rows 1.44 / 1.75
 CUSTOM_BACKWARD_MIN_NUMEL = 2**16
 
 
@@ -82,8 +81,7 @@ class KroneckerLinear(KroneckerLayer):
 
     The parameters are A (num_fused·rank, m1, n1) and B (num_fused·rank, m2, n2). `num_fused` maps of the same
     input are stacked along the output and factored one by one, as GPT-2's fused query, key and value: one
-    call, three products. Raises TypeError or ValueError for sizes that are no positive integers, a B that
-    does not divide the weight, a rank that is too large, or an out_features that num_fused does not divide.
+    call, three products. Raises TypeError or ValueError for sizes that are impossible or do not fit.
     """
 
     def __init__(

@@ -26,8 +26,7 @@ OTHER_FILES = {"subfolder", "gguf_file", "state_dict", "variant"}  # arguments o
 class KroneckerModel(_Base):
     """Mixin before a transformers model class whose weight matrices become Kronecker products (eq. 1).
 
-    Builds the factors from the configuration, initialises, resizes, loads, saves, folds and goes back to
-    dense. A family sets
+    A family sets
       blocks_path, embedding_path   module paths in its base model
       target_modules                {path in a block: (side that shares an entry of A, number of fused maps)}
       out_proj                      the target module that spec.out_proj switches

@@ -80,8 +80,8 @@ def one_line_load_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        problem = f"its weights are damaged ({str(error).splitlines()[0]})"
-        raise ValueError(f"{folder}: {problem}: save the model there again") from None
+        line = str(error).splitlines()[0]
+        raise ValueError(f"{folder}: its weights are damaged ({line}): save the model there again") from None
     except (MemoryError, OSError):
         raise
     except Exception as error:

@@ -198,7 +198,7 @@ def test_a_change_keeps_all_words_and_the_places_of_commas(change):
     words = tuple("if the nested buffer, once sorted, reads every packet of a stream".split())
     for seed in range(50):
         changed = change(words, random.Random(seed))
-        assert sorted(map(twins.strip_comma, changed)) == sorted(map(twins.strip_comma, words))
+        assert sorted(w.rstrip(",;") for w in changed) == sorted(w.rstrip(",;") for w in words)
         assert [word[-1] == "," for word in changed] == [word[-1] == "," for word in words]
         assert sum(a != b for a, b in zip(changed, words, strict=True)) >= twins.MIN_MOVED_WORDS
         if change is twins.permute_content_words:
