@@ -106,7 +106,8 @@ class _IlkdTerms:
     def total(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 5, and its terms before weighting."""
         weighted = [a * term for a, term in zip(self.alphas, self.terms.values(), strict=True) if a]
-        return sum(weighted) if weighted else self.student.embedding.sum() * 0.0, self.terms
+        embedding = self.student.embedding  # keeps the graph where no term counts
+        return sum(weighted, start=embedding.new_zeros(()) if weighted else 0.0 * embedding.sum()), self.terms
 
 
 def _upcast(x: Tensor) -> Tensor:
