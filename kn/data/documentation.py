@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kn.files import write_atomic
+from kn.models.loading import PLAIN_TEXT
 
 NGRAM = 13  # words; the usual length for contamination checks (GPT-3, appendix C)
 MIN_WORDS = 8  # of a paragraph of prose
@@ -249,7 +250,7 @@ def pack(tokenizer, docs: tuple[str, ...], context: int):
     """Token ids of all documents, each followed by the end-of-text token, as rows: int64 (n, context)."""
     import torch
 
-    ids = tokenizer(list(docs), add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(list(docs), **PLAIN_TEXT)["input_ids"]
     stream = [token for document in ids for token in (*document, tokenizer.eos_token_id)]
     rows = len(stream) // context
     return torch.tensor(stream[: rows * context]).view(rows, context)

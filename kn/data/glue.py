@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kn.models.loading import PLAIN_TEXT
+
 LABELS_FILE = "test_labels.tsv"  # columns split, index, label; not part of GLUE, whose test labels are hidden
 
 
@@ -167,13 +169,14 @@ def _kept_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
 def encode(tokenizer, rows: list[dict], max_length: int) -> dict[str, list]:
     """{"input_ids", "attention_mask", "label"}: lists of at most max_length tokens, unpadded.
 
-    Two texts are joined by the end-of-text token. Raises ValueError for a max_length below 3.
+    Two texts are joined by the end-of-text token; an empty one is a blank, as classifiers read the last
+    token that is no padding. Raises ValueError for a max_length below 3.
     """
     if max_length < 3:
         reason = "a token of each text and the one between"
         raise ValueError(f"max_length is {max_length}, must be at least 3: {reason}")
     columns = zip(*(row["texts"] for row in rows), strict=True)
-    tokenized = [tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in columns]
+    tokenized = [tokenizer([text or " " for text in texts], **PLAIN_TEXT)["input_ids"] for texts in columns]
     ids, *second = tokenized or [[]]
     if second:
         pairs, ids = zip(ids, *second, strict=True), []

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from kn.data import glue, glue_baselines
 from kn.data.hub import SourceError, mirror_path, refetch_hint, rehearsal_notes, verify
+from kn.models.loading import PLAIN_TEXT
 
 TOKENIZER_BATCH = 512  # texts a call
 # the hub's names for GLUE's columns; labels are numbers in the order of glue.TASKS[…].labels, −1 where hidden
@@ -116,7 +117,7 @@ class TokenRowBuilder:
             self._tokenize()
 
     def _tokenize(self) -> None:
-        encoded = self.tokenizer(self.texts, add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = self.tokenizer(self.texts, **PLAIN_TEXT)["input_ids"]
         self.parts += [numpy.array([*ids, *self.suffix], dtype=numpy.uint16) for ids in encoded]
         self.texts = []
 

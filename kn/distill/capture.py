@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from kn.distill.large_vocabulary import chunked_cross_entropy
+from kn.distill.large_vocabulary import IGNORE_INDEX, chunked_cross_entropy
 from kn.kronecker import checks
 
+NO_LABELS = "no label to predict (all are -100, or of rows of one token)"
 HIDDEN_POINTS = ("c_proj", "block")  # output of the second fully connected layer (§3.3) or of the block
 CHUNKING_MIN_LOGITS = 2**24  # more logits (64 MB in float32) are made and compared in chunks
 
@@ -90,6 +91,10 @@ def _check_inputs(model: nn.Module, inputs: dict) -> None:
         value = inputs.get(name)
         if value is not None and (not isinstance(value, Tensor) or value.shape != shape):
             raise ValueError(f"{name} is {checks.describe_value(value)}: expected a tensor of shape {shape}")
+    if (labels := inputs.get("labels")) is None or labels.device.type != "cpu":
+        return
+    if not (labels[:, 1:] if labels.ndim == 2 else labels).ne(IGNORE_INDEX).any():
+        raise ValueError(f"labels has {NO_LABELS}: their mean loss is not defined")
 
 
 @contextlib.contextmanager

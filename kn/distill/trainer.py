@@ -8,7 +8,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import Trainer
 
-from kn.distill.capture import capture, should_chunk_logits
+from kn.distill.capture import NO_LABELS, capture, should_chunk_logits
 from kn.distill.ilkd import streaming_ilkd_loss, vanilla_kd_loss
 from kn.distill.large_vocabulary import IGNORE_INDEX, chunked_logit_kd
 
@@ -103,7 +103,7 @@ class DistillTrainer(Trainer):
         counts = torch.stack([self._count_items(inputs) for inputs in batches]).to(device)
         totals = self.accelerator.reduce(counts.sum(0)).cpu()
         if not totals[0] or self.needs_labels and not totals[1]:
-            problem = "no label but -100" if totals[0] else "no real token, its attention_mask is 0"
+            problem = NO_LABELS if totals[0] else "no real token, its attention_mask is 0"
             raise ValueError(f"a batch of {totals[2]} rows has {problem}: there is nothing to learn from")
         return batches, iter((counts.cpu().double() * parts / totals.clamp(min=1)).tolist())
 

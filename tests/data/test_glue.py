@@ -29,8 +29,8 @@ class Words:
 
     eos_token_id = 0
 
-    def __call__(self, texts, add_special_tokens):
-        assert not add_special_tokens
+    def __call__(self, texts, add_special_tokens, split_special_tokens, verbose):
+        assert not add_special_tokens and split_special_tokens
         return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
 
 
