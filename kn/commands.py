@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         if options.fresh:
             store.forget(stages)
     speed = timing.measured_timing(profile, devices.precision(profile.device), store)
-    print(cost.describe_plan(stages, store, speed, options.jobs), flush=True)
+    print(cost.describe_plan(stages, store, speed, options.jobs, len(options.only) + 1), flush=True)
     if options.dry_run:
         for kind, text in doctor.examine(profile.name):
             if kind != "ok":

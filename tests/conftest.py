@@ -53,7 +53,7 @@ TIMED = {
     "flops": {"lm": 1e12, "lm_ilkd": 1.5e12, "glue": 1e12, "glue_ilkd": 1e12},
     "tokens": {"lm": 2000, "lm_ilkd": 2400, "glue": 500, "glue_ilkd": 600},
     "bytes": {"teacher": 5e8, "student": 4.9e8, "baseline": 3.3e8},
-    "tokenized": 1e6,
+    "around": {"lm": 10.0, "lm_ilkd": 10.0, "glue": 1.0, "glue_ilkd": 1.0}, "start": 4.0, "tokenized": 1e6,
     "peak_bytes": 7e9,
     "device": "a machine",
 }

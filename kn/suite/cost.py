@@ -8,6 +8,7 @@ from kn.suite.devices import free_bytes, worker_count
 from kn.suite.store import Stage, Store
 
 TITLES = {"lm": "language model", "lm_ilkd": "with ILKD", "glue": "GLUE", "glue_ilkd": "GLUE with ILKD"}
+NOTEBOOK_STARTS = 1.5  # seconds of a notebook, as a multiple of a process' start
 ROW = "{:<14}{:>6}{:>7}{:>11}{:>9}{:>9}{:>17}"
 
 
@@ -29,7 +30,8 @@ def seconds(stage: Stage, timing: dict) -> float:
     if stage.kind == "corpus" and stage.tokens:
         return stage.tokens / timing["tokenized"]
     kind = training_kind(stage)
-    return stage.cost / (timing["flops"][kind] / timing["seconds"][kind])
+    around = timing["around"][kind] if stage.steps else 0.0
+    return stage.cost / (timing["flops"][kind] / timing["seconds"][kind]) + around
 
 
 def disk_bytes(stage: Stage, timing: dict) -> float:
@@ -58,7 +60,9 @@ def critical_path(stages: list[Stage], store: Store, timing: dict) -> float:
     return max(ends.values(), default=0.0)
 
 
-def describe_plan(stages: list[Stage], store: Store, timing: dict, jobs: int | None = None) -> str:
+def describe_plan(
+    stages: list[Stage], store: Store, timing: dict, jobs: int | None = None, notebooks: int = 0
+) -> str:
     """The plan as text: stages done and missing by kind and their cost, then time, disk, memory, speed."""
     jobs = jobs or worker_count()
     lines, total, disk = [ROW.format("stage", "done", "to do", "steps", "tokens", "FLOP", "about")], 0.0, 0.0
@@ -72,8 +76,11 @@ def describe_plan(stages: list[Stage], store: Store, timing: dict, jobs: int | N
         amounts = (f"{steps:,}" if steps else "-", *sizes, _duration(spent) if missing else "-")
         lines.append(ROW.format(kind, len(of_kind) - len(missing), len(missing), *amounts))
     chain = critical_path(stages, store, timing)
-    about = _duration(max(total / jobs, chain)) if total else "nothing"
-    work = f"{_duration(total)} of work, the longest chain {_duration(chain)}"
+    # each worker begins once, each notebook's kernel too; then it reads, draws and is rendered
+    start, report = timing["start"], NOTEBOOK_STARTS * timing["start"] * notebooks
+    whole = max((total + report) / jobs + start, chain + start + report / max(1, notebooks))
+    about = _duration(whole if total else report) if total or notebooks else "nothing"
+    work = f"{_duration(total)} of work, the longest chain {_duration(chain)}, notebooks {_duration(report)}"
     rates = (f"{TITLES[k]} {timing['tokens'][k] / timing['seconds'][k]:,.0f}" for k in TITLES)
     memory = f"{timing['peak_bytes'] / 1e9:.2g} GB of memory a training"
     return "\n".join([

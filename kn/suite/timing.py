@@ -16,12 +16,12 @@ from typing import Any
 from kn.files import ASSETS, PACKAGE, json_sha256, write_atomic
 from kn.suite.cost import CostError
 from kn.suite.devices import cpu_name, gpus, peak_bytes
-from kn.suite.planner import STEP_FLOPS
+from kn.suite.planner import STEP_FLOPS, TOKEN_ESTIMATES
 from kn.suite.settings import Model, Profile, Readings, Training
 from kn.suite.store import Store
 
 METHODS = {"lm": "none", "lm_ilkd": "ilkd", "glue": "none", "glue_ilkd": "ilkd"}  # training: its distillation
-STEPS = 6  # of each kind; the first two are not counted
+STEPS = {"lm": 6, "lm_ilkd": 6, "glue": 16, "glue_ilkd": 16}  # of each kind; the first two are not counted
 CPU_FLOPS = 1e11  # a step on a CPU is cut to about this much: the paper's sizes take seconds, not minutes
 
 
@@ -31,7 +31,8 @@ def timing_request(profile: Profile, precision: str) -> dict:
     return {
         "model": asdict(profile.model), "compression": asdict(profile.compression), "batches": batches,
         "hardware": {**asdict(profile.hardware), "processes": 1}, "precision": precision,
-        "device": (gpus() or [cpu_name()])[0], "version": 1,  # of the timing run's code
+        "row": TOKEN_ESTIMATES[profile.source]["row"],
+        "device": (gpus() or [cpu_name()])[0], "version": 2,  # of the timing run's code
     }
 
 
@@ -43,7 +44,8 @@ def timing_file(request: dict, store: Store) -> Path:
 def measured_timing(profile: Profile, precision: str, store: Store) -> dict:
     """Timing of the profile's trainings, measured now or kept in the store; CostError where the run fails.
 
-    {"seconds", "flops", "tokens": {kind: of a step}, "bytes": {model: of its file}, "tokenized": tokens per
+    {"seconds", "flops", "tokens": {kind: of a step}, "around": {kind: a training's seconds beside its steps},
+    "start": seconds of a process until it works, "bytes": {model: of its file}, "tokenized": tokens per
     second, "peak_bytes", "device"}
     """
     request = timing_request(profile, precision)
@@ -67,9 +69,10 @@ def load_timing(file: Path) -> dict | None:
     """An earlier timing; None for a missing or damaged file, and it is measured again."""
     try:
         timing = json.loads(file.read_bytes())
-        numbers = [timing[name][kind] for name in ("seconds", "flops", "tokens") for kind in METHODS]
+        parts = ("seconds", "flops", "tokens", "around")
+        numbers = [timing[name][kind] for name in parts for kind in METHODS]
         numbers += [timing["bytes"][model] for model in ("teacher", "student", "baseline")]
-        numbers += [timing["tokenized"], timing["peak_bytes"]]
+        numbers += [timing[name] for name in ("tokenized", "peak_bytes", "start")]
         valid = all(isinstance(n, int | float) and 0 < n < float("inf") for n in numbers)
         return timing if valid and isinstance(timing["device"], str) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -78,6 +81,7 @@ def load_timing(file: Path) -> dict | None:
 
 def measure(request: dict) -> dict:
     """Time STEPS steps of each kind of training; see `measured_timing`."""
+    import psutil
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
@@ -85,6 +89,7 @@ def measure(request: dict) -> dict:
     from kn.models.config import KroneckerSpec
     from kn.suite.training import distillation_config, run_training
 
+    start = time.time() - psutil.Process().create_time()
     torch.set_num_threads(1)
     model, hardware, on_gpu = Model(**request["model"]), request["hardware"], torch.cuda.is_available()
     config = GPT2Config(  # type: ignore[call-arg]  # the stub lacks the fields of every configuration
@@ -94,12 +99,13 @@ def measure(request: dict) -> dict:
         use_cache=False, num_labels=2, attn_implementation="sdpa" if on_gpu else "eager",
     )
     blocks, head = 12 * model.layers * model.width**2, model.vocabulary * model.width
-    timing: dict[str, Any] = {"seconds": {}, "flops": {}, "tokens": {}, "bytes": {}}
+    timing: dict[str, Any] = {"start": start, "seconds": {}, "around": {}, "flops": {}, "tokens": {}}
     for kind, method in METHODS.items():
         is_lm = kind.startswith("lm")
         teacher = (GPT2LMHeadModel if is_lm else GPT2ForSequenceClassification)(config)
         student = compress(teacher, KroneckerSpec(**request["compression"]))
-        length = model.context if is_lm else min(model.context, 32)
+        # shorter rows than real ones would hide what a step costs whatever its length
+        length = model.context if is_lm else min(model.context, request["row"])
         batch = hardware["micro_batch"] or request["batches"]["lm" if is_lm else "glue"]
         token_flops = 2 * (blocks + (head if is_lm else 0)) * STEP_FLOPS[kind]
         if not on_gpu and token_flops * batch * length > CPU_FLOPS:
@@ -116,9 +122,10 @@ def measure(request: dict) -> dict:
                 return {"input_ids": ids, "labels": ids}
             return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
 
-        training = asdict(Training(batch_size=batch, learning_rate=1e-5, epochs=1, max_steps=STEPS))
+        training = asdict(Training(batch_size=batch, learning_rate=1e-5, epochs=1, max_steps=STEPS[kind]))
         settings = {"training": training, "readings": asdict(Readings()), "precision": request["precision"]}
-        rows = list(torch.randint(0, model.vocabulary, (STEPS * batch, length)))
+        rows = list(torch.randint(0, model.vocabulary, (STEPS[kind] * batch, length)))
+        before = time.monotonic()
         with tempfile.TemporaryDirectory() as scratch:
             run_training(
                 student, rows, collate, Path(scratch), settings, 0, distillation_config(settings, method),
@@ -126,6 +133,7 @@ def measure(request: dict) -> dict:
             )
         steps = [end - start for start, end in itertools.pairwise(started)]
         timing["seconds"][kind] = statistics.median(steps[1:])
+        timing["around"][kind] = max(1e-3, time.monotonic() - before - sum(steps) - timing["seconds"][kind])
         timing["tokens"][kind] = batch * length
         timing["flops"][kind] = token_flops * batch * length
         if is_lm:

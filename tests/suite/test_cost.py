@@ -31,7 +31,7 @@ def test_each_stage_is_costed_by_what_it_is_most_like():
     assert cost.training_kind(pick("finetune_glue", row="baseline_kd")) == "glue"
     assert cost.training_kind(pick("finetune_lm", model="student")) == "lm"
     item = pick("pretrain", on="web")
-    assert cost.seconds(item, TIMED) == pytest.approx(item.cost / 1.5e12 * 3.0)
+    assert cost.seconds(item, TIMED) == pytest.approx(item.cost / 1.5e12 * 3.0 + 10)
     assert cost.seconds(pick("corpus"), TIMED) == pytest.approx((900e6 + 118e6) / 1e6)
 
 
@@ -59,6 +59,17 @@ def test_the_plan_says_what_it_costs(tmp_path):
         < chain
         < sum(cost.seconds(item, TIMED) for item in PLAN)
     )
+
+
+def test_starts_of_processes_and_notebooks_are_in_the_whole_time(tmp_path):
+    """One worker: its start, all stages, and a kernel for each notebook; a finished plan: notebooks alone."""
+    store, shapes = Store(tmp_path), [pick("shapes")]
+    work = cost.seconds(shapes[0], TIMED)
+    text = cost.describe_plan(shapes, store, {**TIMED, "start": 40.0}, jobs=1, notebooks=2)
+    assert work < 1 and "in all about 2 min 40 s with 1 process (0 s of work, the longest chain 0 s" in text
+    assert "notebooks 2 min 00 s)" in text
+    assert "in all about 2 min 00 s with" in cost.describe_plan([], store, {**TIMED, "start": 40.0}, 1, 2)
+    assert "in all about nothing with" in cost.describe_plan([], store, TIMED, 1)
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_runs(tmp_path, monkeypatch):
