@@ -41,13 +41,13 @@ def make_records(
 
 
 def records(store: Store, stages: list[Stage]) -> list[dict]:
-    """Records of finished stages; Table 6's test scores ($KN_GLUE_SCORES or ours) join the fine-tuning."""
+    """Records of finished stages; Table 6's test scores join the fine-tuning: ours, or those of $KN_GLUE_SCORES."""
     found = [store.record(stage) for stage in stages]
     scores = {(stage["row"], stage["seed"]): record["metrics"]["tasks"]
               for stage, record in zip(stages, found, strict=True) if stage.kind == "score"}
     if file := os.environ.get("KN_GLUE_SCORES"):
-        scores = {key: {task: {"headline": value} for task, value in values.items()}
-                  for key, values in glue_submission.read_scores(file, ROWS).items()}
+        for key, given in glue_submission.read_scores(file, ROWS).items():
+            scores[key] = scores.get(key, {}) | {task: {"headline": value} for task, value in given.items()}
     for record in found:
         fields = record["fields"]
         if record["stage"] == "twin_check":

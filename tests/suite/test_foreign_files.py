@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import matplotlib
 import pandas
@@ -14,7 +15,8 @@ from kn.data import glue_submission
 from kn.files import ASSETS
 from kn.models import model_card
 from kn.report import plots
-from kn.suite import profiles
+from kn.suite import profiles, run
+from kn.suite.store import Stage
 
 ROWS = ("teacher", "student")
 
@@ -125,3 +127,28 @@ def test_no_file_of_ours_leaves_its_encoding_to_the_locale():
         assert ".read_text()" not in text and "text=True" not in text, path
         for line in text.splitlines():
             assert ".write_text(" not in line or "encoding" in line, (path, line)
+
+
+def test_given_scores_replace_those_of_their_row_seed_and_task_alone(tmp_path, monkeypatch):
+    """Scores of the GLUE server for one row leave the others' own ones in Table 6."""
+
+    class Kept(SimpleNamespace):
+        def record(self, stage):
+            tasks = {"cola": {"headline": 1.0, "matthews": 1.0}, "rte": {"headline": 2.0}}
+            metrics = {"tasks": tasks} if stage.kind == "score" else {"dev": {}}
+            return {"stage": stage.kind, "fields": dict(stage.fields), "metrics": metrics}
+
+    stages = [Stage("score", (("row", row), ("seed", 0)), "{}") for row in ROWS]
+    stages += [Stage("finetune_glue", (("row", row), ("task", task), ("seed", 0)), "{}")
+               for row in ROWS for task in ("cola", "rte")]
+    (tmp_path / "scores.csv").write_text("row,seed,task,score\nstudent,0,rte,60\n", encoding="utf-8")
+
+    def shown():
+        return {(r["fields"]["row"], r["fields"]["task"]): r["metrics"]["test"]["headline"]
+                for r in run.records(Kept(), stages) if r["stage"] == "finetune_glue"}
+
+    monkeypatch.delenv("KN_GLUE_SCORES", raising=False)
+    ours = {(row, task): value for row in ROWS for task, value in (("cola", 1.0), ("rte", 2.0))}
+    assert shown() == ours
+    monkeypatch.setenv("KN_GLUE_SCORES", str(tmp_path / "scores.csv"))
+    assert shown() == ours | {("student", "rte"): 60.0}
