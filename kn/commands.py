@@ -100,6 +100,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 
 def execute(options: argparse.Namespace) -> tuple[int, str]:
     """Run the command of these options; (exit status, what went wrong or "")."""
+    devices.forget_launcher()
     try:
         return COMMANDS[options.command](options) or 0, ""
     except ERRORS as error:

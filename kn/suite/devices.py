@@ -11,6 +11,17 @@ from pathlib import Path
 from typing import Literal
 
 Precision = Literal["bf16", "fp32"]
+# of mpirun, srun, torchrun and accelerate: they make a process one of several that share a batch, or tie
+# all of our processes to one processor. SLURM_* stay: submitit alone reads them
+LAUNCHER = r"(PMI|PMIX|PMI2|PALS|HYDRA|OMPI|MPI|I_MPI|MV2|TORCHELASTIC|PET|ACCELERATE|FSDP)_.*"
+LAUNCHER += r"|((LOCAL|GROUP|ROLE|NODE|CROSS)_)?(WORLD_SIZE|RANK)|ROLE_NAME|MASTER_(ADDR|PORT)"
+LAUNCHER += r"|OMP_PLACES|OMP_PROC_BIND|GOMP_CPU_AFFINITY|KMP_AFFINITY"
+
+
+def forget_launcher() -> None:
+    """Remove the variables of a foreign launcher from this process's environment: ours are no ranks."""
+    for name in filter(re.compile(LAUNCHER).fullmatch, list(os.environ)):
+        del os.environ[name]
 
 
 def cores() -> int:

@@ -7,14 +7,14 @@ import logging
 import multiprocessing
 import os
 import pickle
-import threading
+import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from kn.suite import distributed
-from kn.suite.devices import gpus
+from kn.suite.devices import forget_launcher, gpus
 from kn.suite.store import Stage, Store
 
 WORKER_VARIABLES = {
@@ -40,6 +40,7 @@ class WorkerDied(RuntimeError):
 
 def run_stage(description: str, home: str) -> bool:
     """In a worker: make the stage described by Stage.to_json; True if it ran, False if the store had it."""
+    forget_launcher()
     import torch
 
     from kn.suite.work import WORK
@@ -83,12 +84,7 @@ def _start_worker(parent: int, started, gpu_count: int) -> None:
             gpu, started.value = started.value % gpu_count, started.value + 1
         os.environ.update({"CUDA_VISIBLE_DEVICES": str(gpu), distributed.WORKER_GPU: "1"})
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    distributed.end_with(parent)
 
 
 class Processes:
@@ -117,7 +113,10 @@ class Processes:
         return ended
 
     def close(self) -> None:
-        """Let the running stages end, start no others."""
+        """Let the running stages end, start no others; end them where the run is interrupted."""
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            for process in list((self.pool._processes or {}).values()):
+                process.terminate()
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -150,7 +149,10 @@ class Submitit:
         """{handle: stage} of the queued stages."""
         if not stages:
             return {}
-        with self.executor.batch():
+        from submitit.helpers import clean_env
+        conf = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+        with clean_env(), self.executor.batch():  # this process may be in a job itself
+            os.environ.update(conf)
             jobs = [self.executor.submit(Job(), stage.to_json(), self.home) for stage in stages]
         return dict(zip(jobs, stages, strict=True))
 

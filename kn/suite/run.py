@@ -41,7 +41,7 @@ def make_records(
 
 
 def records(store: Store, stages: list[Stage]) -> list[dict]:
-    """Records of finished stages; Table 6's test scores join the fine-tuning: ours, or those of $KN_GLUE_SCORES."""
+    """Records of finished stages; Table 6's test scores, ours or $KN_GLUE_SCORES', join the fine-tuning."""
     found = [store.record(stage) for stage in stages]
     scores = {(stage["row"], stage["seed"]): record["metrics"]["tasks"]
               for stage, record in zip(stages, found, strict=True) if stage.kind == "score"}
