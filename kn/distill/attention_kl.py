@@ -75,9 +75,7 @@ def attention_kl(
 
 def triton_backend(*inputs: Tensor) -> ModuleType | None:
     """The module attention_kl_triton where it can take q_s, k_s, q_t, k_t, else None.
-
-    It needs Triton, an NVIDIA GPU (Ampere or newer), and head sizes and dtypes that its kernels support.
-    """
+    It needs Triton, an NVIDIA GPU (Ampere or newer), and head sizes and dtypes that its kernels support."""
     device = inputs[0].device
     on_one_gpu = device.type == "cuda" and all(x.device == device for x in inputs)
     if not on_one_gpu or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
@@ -98,9 +96,7 @@ def _import_kernels() -> ModuleType | None:
 
 class _AttentionKL(torch.autograd.Function):
     """Per-query KL (batch, heads, length) times the constant weights (batch, length).
-
-    If the result is only summed (`sums`), its gradients are made by forward as well.
-    """
+    If the result is only summed (`sums`), its gradients are made by forward as well."""
 
     @staticmethod
     def forward(ctx, q_s, k_s, q_t, k_t, scales, valid, direction, weights, sums):

@@ -51,9 +51,7 @@ def _scores(q, k, scale):
 @triton.jit
 def _allowed(i, j, valid, batch, length, MASK: tl.constexpr):
     """Which keys j (B,) the queries i (B,) see, (B, B): none later, none padded.
-
-    A query that sees none gives finite numbers and, being padded, counts for nothing.
-    """
+    A query that sees none gives finite numbers and, being padded, counts for nothing."""
     allowed = j[None, :] <= i[:, None]
     if MASK:
         real = tl.load(valid + batch * length + j, mask=j < length, other=0) != 0
@@ -149,9 +147,7 @@ def _backward_k(
     BLOCK: tl.constexpr,
 ):
     """dk (batch·heads, length, S) of a block of keys; grad as above, divided by its largest, grad_max (1,).
-
-    Undivided, a float16 score gradient times 1/(tokens) would be 0.
-    """
+    Undivided, a float16 score gradient times 1/(tokens) would be 0."""
     blocks = tl.cdiv(length, BLOCK)
     batch_head = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks  # the first keys have the most queries

@@ -102,9 +102,7 @@ def capture_hooks(
     model: nn.Module, hidden_point: str, on_embedding: Callable, on_attention: Callable, on_hidden: Callable
 ) -> Iterator[None]:
     """Hooks on a GPT-2, calling on_embedding(output), on_attention(layer, q, k) and on_hidden(layer, output).
-
-    Raises ValueError for an unknown hidden_point, RuntimeError where a layer did not run exactly once.
-    """
+    Raises ValueError for an unknown hidden_point, RuntimeError where a layer did not run exactly once."""
     checks.require_choice("hidden_point", hidden_point, HIDDEN_POINTS)
     blocks, heads, layers_seen = model.transformer.h, model.config.n_head, []
 

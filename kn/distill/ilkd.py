@@ -21,10 +21,8 @@ def ilkd_loss(
     direction: str = "student_teacher",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 5 from what kn.capture returned for both models: (scalar loss, its four terms before weighting).
-
     attention_mask (b, t) is 1 on real tokens. Raises TypeError for other than Captured, ValueError for models
-    of different depth or width, a mask of another shape, α4 ≠ 0 without labels, or alphas that are all 0.
-    """
+    of different depth or width, a mask of another shape, α4 ≠ 0 without labels, or alphas that are all 0."""
     for name, captured in (("student", student), ("teacher", teacher)):
         if not isinstance(captured, Captured):
             raise TypeError(f"{name} is {checks.describe_value(captured)}: expected the result of kn.capture")
@@ -43,10 +41,8 @@ def streaming_ilkd_loss(
     hidden_point: str = "c_proj", head: bool = False, **inputs,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """ilkd_loss (eq. 5) while the teacher runs without gradients: each layer is compared and freed at once.
-
     The hidden states in `student` are freed as well. Returns the loss, its terms, and the teacher's logits if
-    head, else its last hidden states. Raises ValueError as ilkd_loss does.
-    """
+    head, else its last hidden states. Raises ValueError as ilkd_loss does."""
     scaling = [block.attn.scaling for block in teacher.transformer.h]
     terms = _IlkdTerms(student, scaling, alphas, inputs.get("attention_mask"), direction)
 

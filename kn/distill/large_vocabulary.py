@@ -18,9 +18,7 @@ ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # (logits, their r
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Mean next-token cross-entropy from last hidden states (b, t, d) and the head's weight (v, d).
-
-    labels: (b, t), −100 is left out. float32 (float64 stays); NaN where no label is left, as in PyTorch.
-    """
+    labels: (b, t), −100 is left out. float32 (float64 stays); NaN where no label is left, as in PyTorch."""
     target = labels[:, 1:].flatten()
     known = target != IGNORE_INDEX
     row_weight = known.to(torch.promote_types(weight.dtype, torch.float32)) / known.sum()
@@ -41,9 +39,7 @@ def chunked_logit_kd(
     mask: Tensor | None = None, temperature: float = 2.0,
 ) -> Tensor:
     """vanilla_kd_loss (T²·KL(teacher ‖ student)) from the last hidden states (b, t, d) and heads (v, d).
-
-    Mean over the positions where mask (b, t) is 1 (none: 0), or all. Gradients reach the student only.
-    """
+    Mean over the positions where mask (b, t) is 1 (none: 0), or all. Gradients reach the student only."""
     mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask
     valid = mask.to(hidden.device, torch.promote_types(weight.dtype, torch.float32))
     row_weight = (valid / valid.sum().clamp(min=1)).flatten()

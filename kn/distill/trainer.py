@@ -32,9 +32,7 @@ class DistillationConfig:
 
 class DistillTrainer(Trainer):
     """Trainer with the loss of a DistillationConfig (eq. 5 or vanilla KD); logs every term under its name.
-
-    Raises ValueError for an unknown method, or where method and teacher do not go together.
-    """
+    Raises ValueError for an unknown method, or where method and teacher do not go together."""
 
     def __init__(
         self, *args, distillation: DistillationConfig = DistillationConfig(),
@@ -74,9 +72,7 @@ class DistillTrainer(Trainer):
 
     def _run_epoch(self, **of):
         """One epoch, resumed in its middle or not: the same batches, in the first process's order.
-
-        Trainer forgets the random state that made the order, accelerate's processes the epoch's number.
-        """
+        Trainer forgets the random state that made the order, accelerate's processes the epoch's number."""
         state = Path(of["resume_from_checkpoint"] or "") / EPOCH_STATE
         if of["resume_from_checkpoint"] and of["epoch"] == of["epochs_trained"] and state.is_file():
             torch.set_rng_state(torch.load(state, weights_only=True))
@@ -93,9 +89,7 @@ class DistillTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """A step's micro-batches, and of each the shares in the whole batch's items that weigh its terms.
-
-        Raises ValueError for a whole batch without a real token or without a label that the loss needs.
-        """
+        Raises ValueError for a whole batch without a real token or without a label that the loss needs."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         parts = len(batches) * self.args.world_size
         if not parts or parts == 1 and device.type != "cpu":  # a GPU would wait for the counts
@@ -141,9 +135,7 @@ class DistillTrainer(Trainer):
 
     def _ilkd_loss(self, model: nn.Module, inputs: dict, unlabelled: dict, with_output: bool, weights: dict):
         """(eq. 5 + logit_term·vanilla KD, its terms before weighting, Captured of the student).
-
-        Large logits are made in chunks unless outputs are returned.
-        """
+        Large logits are made in chunks unless outputs are returned."""
         config, teacher, student = self.distillation, self.teacher, self.accelerator.unwrap_model(model)
         has_logit_term, labels = bool(config.logit_term), inputs.get("labels")
         may_chunk = has_logit_term and not with_output and labels is not None

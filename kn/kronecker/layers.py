@@ -78,11 +78,9 @@ class KroneckerLayer(nn.Module):
 
 class KroneckerLinear(KroneckerLayer):
     """Linear layer y = (Σ_r A_r ⊗ B_r) x + bias (eq. 1), for x (…, in_features) → y (…, out_features).
-
     The parameters are A (num_fused·rank, m1, n1) and B (num_fused·rank, m2, n2). `num_fused` maps of the same
     input are stacked along the output and factored one by one, as GPT-2's fused query, key and value: one
-    call, three products. Raises TypeError or ValueError for sizes that are impossible or do not fit.
-    """
+    call, three products. Raises TypeError or ValueError for sizes that are impossible or do not fit."""
 
     def __init__(
         self, in_features: int, out_features: int, b_shape: Shape, rank: int = 1, bias: bool = True,

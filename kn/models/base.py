@@ -107,9 +107,7 @@ class KroneckerModel(_Base):
     @classmethod
     def from_pretrained(cls, folder, *args, **kwargs):
         """transformers' from_pretrained; a local folder is checked first (loading.validate_checkpoint).
-
-        Only safetensors are read from it, unless `use_safetensors=False` is given.
-        """
+        Only safetensors are read from it, unless `use_safetensors=False` is given."""
         local = isinstance(folder, str | os.PathLike) and os.path.isfile(os.path.join(folder, "config.json"))
         if not local or OTHER_FILES & set(kwargs) or not kwargs.setdefault("use_safetensors", True):
             return super().from_pretrained(folder, *args, **kwargs)
@@ -120,10 +118,8 @@ class KroneckerModel(_Base):
     @torch.no_grad()
     def fold(self):
         """The same model for inference, compressed layers narrow: at factor 2 half their work and KV cache.
-
         Class and logits stay the same, up to rounding; what cannot be narrow exactly stays as it is: fold.py.
-        Raises ValueError for a folded model, and where nothing can be narrow.
-        """
+        Raises ValueError for a folded model, and where nothing can be narrow."""
         if self.config.folded:
             raise ValueError("this model is folded already")
         blocks, state = self.base_model.get_submodule(self.blocks_path), dict(self.state_dict())
@@ -158,9 +154,7 @@ class KroneckerModel(_Base):
 
     def save_pretrained(self, save_directory, *args, tokenizer=None, evaluation=None, **kwargs):
         """transformers' save_pretrained, the tokenizer if given, and a model card.
-
-        `evaluation` {metric: value} becomes the card's table of results.
-        """
+        `evaluation` {metric: value} becomes the card's table of results."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if tokenizer is not None:
             tokenizer.save_pretrained(save_directory)

@@ -20,9 +20,7 @@ FactorShapes = dict[str, tuple[Shape, int]]  # "layer.path" or, for one block, "
 @dataclass(frozen=True)
 class KroneckerSpec:
     """What becomes a Kronecker product (eq. 1); the defaults are the paper's configuration (§3.2, Table 1).
-
-    Raises TypeError or ValueError for values that no model can take.
-    """
+    Raises TypeError or ValueError for values that no model can take."""
 
     layers: str | tuple[int, ...] = "odd"  # "odd" (from 0), "even", "all", "0,2,6:", "-4:", or indices
     factor: int = 2  # outputs (q, k, v, c_fc) or inputs (out_proj, c_proj, embedding) per entry of A

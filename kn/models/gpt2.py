@@ -50,10 +50,8 @@ class GPT2AttentionFold(FoldablePart):
 
 class FoldedActivation(nn.Module):
     """z_k = Σ_j c_j g(b_j a_k + β_jk) from its first argument t = b_0 a + β_0; t and z are (…, width).
-
     The other arguments of g are r_j t + γ_j with r_j = b_j / b_0 and γ_j = β_j − r_j β_0; b_0 is the largest
-    entry, so |r_j| ≤ 1. g is the model's activation.
-    """
+    entry, so |r_j| ≤ 1. g is the model's activation."""
 
     def __init__(self, width: int, factor: int, activation: nn.Module):
         super().__init__()

@@ -50,9 +50,7 @@ def factors(model) -> list[tuple[str, str, str]]:
 
 def write(model, folder: str | Path, parameters: dict[str, int], evaluation: dict | None = None) -> None:
     """Write the card to README.md, unless somebody else's README.md is there.
-
-    `parameters` is count_parameters' result, `evaluation` {metric: value}.
-    """
+    `parameters` is count_parameters' result, `evaluation` {metric: value}."""
     path = Path(folder) / "README.md"
     if path.exists() and SIGNATURE.encode() not in path.read_bytes():
         return

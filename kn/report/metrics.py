@@ -27,10 +27,8 @@ def nested(value: Any, path: str) -> Any:
 @dataclass
 class SeedValues:
     """A metric by seed, and the paths of the stages it comes from.
-
     The seed is None where nothing is random. Of several stages of one seed the last counts; where all GLUE
-    tasks are kept, the keys are (task, seed).
-    """
+    tasks are kept, the keys are (task, seed)."""
 
     values: dict[Any, Any] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)

@@ -88,10 +88,8 @@ def finished(path: Path) -> dict[str, str]:
 
 class NotebookRunner:
     """Executes a run's notebooks in a thread of its own, one by one, each as soon as its stages are finished.
-
     `update` takes the paths of the finished stages while the run goes on; `finish` executes the rest, writes
-    the index, run.json and the front page. A notebook unchanged since the last run is not executed again.
-    """
+    the index, run.json and the front page. A notebook unchanged since the last run is not executed again."""
 
     def __init__(self, profile: str, tables: list[int | str], seeds: int, store: Store):
         self.profile, self.tables, self.seeds, self.store = profile, tables, seeds, store
@@ -147,9 +145,7 @@ class NotebookRunner:
 
     def finish(self, plan: list[Stage], errors: dict[str, str] | None = None) -> int:
         """Execute the other notebooks, which tell the errors of stages {path: error}, then write the pages.
-
-        Returns 1 if any notebook failed, else 0.
-        """
+        Returns 1 if any notebook failed, else 0."""
         os.environ[run.READ_ONLY] = json.dumps(errors or {})
         self.update({path for _, needed in self.waiting.values() for path in needed})
         for execution in self.started:

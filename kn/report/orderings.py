@@ -17,10 +17,8 @@ FAR_WORSE = 2.0  # ratio of perplexities from which the SVD start counts as far 
 def compare(claim: str, left: Values, right: Values, paper: float | None, side: int, ratio: bool,
             bound: float | None = None) -> dict:
     """One line of trends(): left against right, paired by seed, as a difference or as a ratio.
-
     side is +1 where left is claimed to be greater, −1 where smaller; with a bound the claim is that the
-    difference or ratio is at least (+1) or at most (−1) the bound.
-    """
+    difference or ratio is at least (+1) or at most (−1) the bound."""
     differences = paired_differences(left, right, ratio)
     line: dict = {"claim": claim, "paper": paper}
     if not differences:

@@ -34,11 +34,9 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
 
 def two_way_interval(values: dict[str, Values]) -> tuple[float, float, float]:
     """Mean and 95 % interval of values by task and seed: two-way random effects without replication.
-
     The variance of the mean is (MS_task + MS_seed − MS_rest) / (tasks · seeds), but no smaller than either
     alone gives; degrees of freedom by Satterthwaite. One seed leaves the variance over tasks, one task that
-    over seeds. Raises ValueError where the tasks do not have the same seeds.
-    """
+    over seeds. Raises ValueError where the tasks do not have the same seeds."""
     rows = [list(by_seed.values()) for by_seed in values.values()]
     if len({tuple(by_seed) for by_seed in values.values()}) != 1 or not rows[0]:
         seeds_by_task = {task: list(by_seed) for task, by_seed in values.items()}

@@ -19,9 +19,7 @@ MACHINE_INDEPENDENT = ("shape", "count", "hyper-parameter", COUNT, "parameters",
 
 class TableBuilder:
     """Collects the cells of one table; printed values are looked up by row and column.
-
-    `table` is 1-7, or the name of a table of ours, which has no printed values.
-    """
+    `table` is 1-7, or the name of a table of ours, which has no printed values."""
 
     def __init__(self, table: int | str):
         self.table, self.missing = table, "not run"  # the verdict of a cell without a value

@@ -52,10 +52,8 @@ def build(key: int | str, records: list[dict], profile: str = "") -> TableBuilde
 
 def table(number: int, records: list[dict], profile: str) -> pandas.DataFrame:
     """One of Tables 1-7, a line per cell, rows and names in the paper's order.
-
     Raises TypeError where the number or the records have the wrong type, ValueError for another number and
-    for metrics that are not as their stage writes them.
-    """
+    for metrics that are not as their stage writes them."""
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f"table {number!r} does not exist, allowed: 1-7")
     if not isinstance(records, list | tuple) or not all(

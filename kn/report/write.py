@@ -97,9 +97,7 @@ def write_ledger(records: list[dict], switched: dict[str, list[dict]], profile: 
 def write_index(records: list[dict], profile: str, folder: str | os.PathLike,
                 switched: dict[str, list[dict]] | None = None, run: dict | None = None) -> Path:
     """Writes index.html and every page and CSV it leads to into a folder; returns the path of the index.
-
-    `switched` has the records of each switched reading, `run` is the report's run.json.
-    """
+    `switched` has the records of each switched reading, `run` is the report's run.json."""
     folder, switched = Path(folder), switched or {}
     ledger, _ = write_ledger(records, switched, profile, folder)
     orderings = trends(records)

@@ -90,10 +90,8 @@ def run(
     executor: Any = None, on_progress: Callable[[set[str]], object] | None = None,
 ) -> list[str]:
     """Make every stage that the store lacks; returns the paths of those that ran.
-
     `on_progress` is called in this process after every finished stage with the paths of all finished ones.
-    StageFailed after everything else is done where a stage failed.
-    """
+    StageFailed after everything else is done where a stage failed."""
     missing = missing_stages(stages, store)
     finished = {stage.path for stage in stages} - missing.keys()
     for stage in stages:

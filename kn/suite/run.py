@@ -24,9 +24,7 @@ def make_records(
     only: Sequence[str] | None = None, overrides: tuple[str, ...] = (), jobs: int | None = None,
 ) -> list[dict]:
     """Records of the stages that the tables read; missing stages are run. `only` restricts the GLUE tasks.
-
-    A notebook that ./run_all.sh executes ($KN_READ_ONLY) runs none: StoreError where a stage is missing.
-    """
+    A notebook that ./run_all.sh executes ($KN_READ_ONLY) runs none: StoreError where a stage is missing."""
     settings = load(profile, overrides or environment_overrides())
     keep_off_gpus(settings.device)
     stages, read = plan_stages(settings, list(tables), seeds, tuple(only) if only else TASKS)

@@ -126,10 +126,8 @@ def run_training(
     distillation: DistillationConfig, teacher=None, resources: dict | None = None,
 ) -> TrainingResult:
     """Train `model` in place, from the last intact checkpoint in `scratch` if there is one.
-
     `collate` makes a batch of items of `dataset`; `resources` (micro_batch, checkpointing) changes no result.
-    Raises MemoryError with what to set on a GPU, FloatingPointError where loss or weights are not finite.
-    """
+    Raises MemoryError with what to set on a GPU, FloatingPointError where loss or weights are not finite."""
     training, folder = settings["training"], scratch / "trainer"
     steps = training["max_steps"] or math.ceil(len(dataset) / training["batch_size"] * training["epochs"])
     arguments = training_arguments(settings, steps, seed, folder, resources or {})
