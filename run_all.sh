@@ -32,8 +32,8 @@ if [ -z "${KN_PYTHON:-}" ]; then
   if [ ! -x "$python" ] || [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$pins" ]; then
     interpreter=""
     for candidate in python3.11 python3.12 python3.13 python3 python; do
-      if command -v "$candidate" >/dev/null 2>&1 &&
-         "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+      fits=$("$candidate" -c 'import sys; print((3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || true)
+      if [ "$fits" = True ]; then  # it says so itself: a name that runs something else does not count
         interpreter=$candidate
         break
       fi
