@@ -19,8 +19,7 @@ def compress(model: nn.Module, spec: KroneckerSpec = KroneckerSpec(), calibratio
     Takes language models, sequence classifiers and models without a head. The output head stays dense, a
     clone of the teacher's that is not tied to the embedding, unless spec.head is "tied". `calibration`, token
     ids (sequences, length) of some text, is for init="aligned". Raises TypeError for other model classes or
-    another spec, and ValueError for specs that do not fit the model.
-    """
+    another spec, and ValueError for specs that do not fit the model."""
     if type(model) not in COMPRESSED_CLASSES:
         classes = "GPT2LMHeadModel, GPT2ForSequenceClassification, LlamaForCausalLM, …"
         raise TypeError(f"compress takes a GPT-2 or Llama model ({classes}), got {type(model).__name__}")

@@ -175,8 +175,7 @@ def build_aligned_pair(
 
     ids: (sequences, length) of calibration text. Without "attention" or "feed_forward" among the ingredients
     these sublayers stay dense; "correction" refits dense layers to the student's activations. fit_sublayer
-    compresses a sublayer in place. Raises ValueError as `check` does.
-    """
+    compresses a sublayer in place. Raises ValueError as `check` does."""
     check(model, spec, ids)
     ids = ids.to(model.device)
     teacher, projection = rotated_teacher(model, spec, ids)

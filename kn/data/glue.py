@@ -170,8 +170,7 @@ def encode(tokenizer, rows: list[dict], max_length: int) -> dict[str, list]:
     """{"input_ids", "attention_mask", "label"}: lists of at most max_length tokens, unpadded.
 
     Two texts are joined by the end-of-text token; an empty one is a blank, as classifiers read the last
-    token that is no padding. Raises ValueError for a max_length below 3.
-    """
+    token that is no padding. Raises ValueError for a max_length below 3."""
     if max_length < 3:
         reason = "a token of each text and the one between"
         raise ValueError(f"max_length is {max_length}, must be at least 3: {reason}")
@@ -200,8 +199,7 @@ def score(name: str, predictions, labels, pair=None) -> dict[str, float]:
     """GLUE's metrics in percent and "headline", the one that tables show, from class numbers.
 
     `pair` = (predictions, labels) of MNLI's mismatched set. Raises ValueError for classes out of range, or a
-    pair for another task.
-    """
+    pair for another task."""
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     task, sets = task_of(name), {"matched": (predictions, labels)}

@@ -156,8 +156,7 @@ def build_twins(docs: dict[str, Iterable[str]], sizes: dict, seed: int = 0) -> d
     """{task: {split: rows}} with rows {"texts", "label", "index"}.
 
     `docs` are the documents of train, dev, test, dev_mismatched and test_mismatched (MNLI): no sentence of a
-    task is in two splits. Sizes {task: (train, dev, test)} are upper bounds. ValueError: unknown task.
-    """
+    task is in two splits. Sizes {task: (train, dev, test)} are upper bounds. ValueError: unknown task."""
     split_docs = {split: [list(dict.fromkeys(sentences(d))) for d in group] for split, group in docs.items()}
     split_docs |= {"dev_matched": split_docs["dev"], "test_matched": split_docs["test"]}
     twins = {}

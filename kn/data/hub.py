@@ -64,8 +64,7 @@ def mirror_path(mirror: Path, *names: str) -> Path:
 def read_manifest(mirror: Path) -> dict:
     """mirror.json: {"items": {name: {"repository", "commit", "files": {file: [bytes, sha256]}, …}}}.
 
-    Raises SourceError where it is missing or damaged, or names a file outside the mirror.
-    """
+    Raises SourceError where it is missing or damaged, or names a file outside the mirror."""
     path = mirror / "mirror.json"
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:

@@ -71,8 +71,7 @@ def iter_wikitext(mirror: Path, split: str) -> Iterator[str]:
     """WikiText-103 (raw) of a split ("train", "valid", "test"), article by article.
 
     Concatenated, the articles are the file's lines joined by blank lines, as is usual for GPT-2. A new one
-    begins at each title ` = Title = `, where GPT-2's pre-tokenizer splits anyway: the tokens are the same.
-    """
+    begins at each title ` = Title = `, where GPT-2's pre-tokenizer splits anyway: the tokens are the same."""
     article: list[str] = []
     for path in parquet_files(mirror, WIKITEXT_SPLITS[split], "wikitext"):
         for line in read_texts(path):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kn.kronecker import checks
+from kn.kronecker.autograd import once_differentiable
 
 DIRECTIONS = ("student_teacher", "teacher_student")  # KL(S ‖ T) as eq. 3 prints it, or MiniLM's KL(T ‖ S)
 REDUCTIONS = ("mean", "sum", "none")
@@ -108,6 +109,7 @@ class _AttentionKL(torch.autograd.Function):
         return kl * weights[:, None]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # (batch, heads, length)
         if ctx.sums:
             dq, dk = (x * grad[0, 0, 0].to(x.dtype) for x in ctx.saved_tensors)

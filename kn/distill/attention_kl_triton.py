@@ -4,14 +4,14 @@ Formulas: attention_kl.py; a and b are the two models in the order of the direct
 a block of queries and streams over its keys once, with a running maximum per model; its sums, also that of
 e^(a − max)·(a − b), are rescaled when the maximum grows. Saved per query: that mean, lse, the valid flag.
 Backward: scores are recomputed, once for dq (a block of queries, streaming over keys) and once for dk (keys,
-streaming over queries). Scores are in base 2: exp2 is what the hardware has. Sums are float32.
-"""
+streaming over queries). Scores are in base 2: exp2 is what the hardware has. Sums are float32."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from kn.kronecker.autograd import once_differentiable
 
 HEAD_SIZES = (16, 32, 64, 128)  # tl.dot wants powers of two, from 16 on
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -40,8 +40,7 @@ def capture(
     makes a language model's loss in chunks where the logits would be large. wrapper (DistributedDataParallel)
     is called in the model's place.
     Raises TypeError for other models, TypeError or ValueError for inputs that do not fit, ValueError for an
-    unknown hidden_point, RuntimeError where a layer did not run exactly once.
-    """
+    unknown hidden_point, RuntimeError where a layer did not run exactly once."""
     _check_inputs(model, inputs)
     scaling = [block.attn.scaling for block in model.transformer.h]
     captured = Captured(torch.empty(0), [], [], [], None, None, scaling)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kn.kronecker.autograd import once_differentiable
+
 CHUNK_ROWS = 256  # of logits at a time: 51 MB at GPT-2's vocabulary in float32
 IGNORE_INDEX = -100
 ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # (logits, their rows) → (loss, its gradient)
@@ -91,6 +93,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         if ctx.grads is None:
             raise RuntimeError("backward ran twice: the gradients of this loss are made once and given away")

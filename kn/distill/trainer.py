@@ -45,6 +45,7 @@ class DistillTrainer(Trainer):
         if (teacher is None) != (method == "none"):
             got = "no" if teacher is None else "a"
             raise ValueError(f"distillation method {method!r} and {got} teacher do not go together")
+        self._refuse_unsupported(method == "ilkd")
         self.term_sums: dict[str, Tensor] = {}  # since the last log
         self.steps_summed = 0
         self.model_accepts_loss_kwargs = False  # every loss here is a mean over the micro-batch
@@ -57,6 +58,16 @@ class DistillTrainer(Trainer):
         self.distillation, self.teacher = distillation, teacher
         self.is_language_model = hasattr(self.model, "lm_head")
         self.needs_labels = method != "ilkd" or bool(distillation.alphas[3])
+
+    def _refuse_unsupported(self, ilkd: bool) -> None:
+        """ValueError for what Trainer does in a compute_loss or a model that are not its own here."""
+        args, names = self.args, ("label_smoothing_factor", "use_liger_kernel", "parallelism_config")
+        found = {name: getattr(args, name) for name in names} | {"compute_loss_func": self.compute_loss_func}
+        found |= {"deepspeed": self.is_deepspeed_enabled, "fsdp": self.is_fsdp_enabled}
+        if ilkd:  # whose hooks neither a compiled graph nor DataParallel's copies call
+            found |= {"torch_compile": args.torch_compile, "n_gpu": args.n_gpu * (args.n_gpu > 1)}
+        if refused := [name for name, value in found.items() if value]:
+            raise ValueError(f"DistillTrainer cannot honour {refused[0]}={found[refused[0]]!r}: leave it out")
 
     def _freeze_unreached(self) -> None:
         """Freeze head and last norm, which only cross-entropy reaches: DDP would wait for their gradients."""

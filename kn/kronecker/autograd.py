@@ -8,12 +8,28 @@ functions make each pass once and keep only what a dense layer or its consumer k
 from the output, through b's largest entry. One entry of b's gradient comes without a pass over the
 activation: Σ_j b_j ∂b_j = ⟨∂A, A⟩."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """PyTorch's, but a second derivative raises also where the incoming gradient is constant, as of a sum."""
+
+    @functools.wraps(backward)
+    def wrapper(ctx, *grads):
+        with torch.no_grad():
+            outputs = backward(ctx, *grads)
+        if not torch.is_grad_enabled():  # no create_graph=True
+            return outputs
+        message = b"differentiated twice a function marked with @once_differentiable"
+        raises = torch._C._functions.DelayedError(message, len(outputs))
+        return raises(*(None if x is None else x.detach().requires_grad_() for x in outputs))
+
+    return wrapper
 
 
 def expand(a: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -2,8 +2,7 @@
 
 Eq. 1 is W = A ⊗ B for W (m1·m2, n1·n2), A (m1, n1), B (m2, n2): W[m2·i + j, n2·k + l] = A[i, k] B[j, l]. With
 one row of R per block of W, R[n1·i + k, n2·j + l] = W[m2·i + j, n2·k + l], ‖W − Σ_r A_r ⊗ B_r‖ is
-‖R − Σ_r vec(A_r) vec(B_r)ᵀ‖: the best A_r and B_r are R's leading singular vectors.
-"""
+‖R − Σ_r vec(A_r) vec(B_r)ᵀ‖: the best A_r and B_r are R's leading singular vectors."""
 
 import math
 
@@ -42,8 +41,7 @@ def nearest_kronecker(W: Tensor, b_shape: Shape, rank: int = 1, scale: str = "sq
     W ≈ Σ_r A_r ⊗ B_r; returns A (rank, m/m2, n/n2) and B (rank, m2, n2) with W's dtype and device, computed
     in float64. `scale` shares out the singular value σ_r: "sqrt" gives √σ_r to each factor, "unit_b" leaves
     ‖B_r‖ = 1. The sign makes the entry of B_r with the largest magnitude positive. Raises TypeError or
-    ValueError for a W, B's shape, rank or `scale` that does not fit, or factors that overflow W's dtype.
-    """
+    ValueError for a W, B's shape, rank or `scale` that does not fit, or factors that overflow W's dtype."""
     (m1, n1), (m2, n2) = factor_shapes(tuple(checks.require_float_tensor("W", W, 2).shape), b_shape)
     require_rank(rank, (m1, n1), (m2, n2))
     checks.require_choice("scale", scale, SCALES)

@@ -31,8 +31,7 @@ class KroneckerModel(_Base):
       target_modules                {path in a block: (side that shares an entry of A, number of fused maps)}
       out_proj                      the target module that spec.out_proj switches
       foldable_parts                the sublayers that fold.py may make narrow
-    and stands before the stock class, which becomes `dense_class`.
-    """
+    and stands before the stock class, which becomes `dense_class`."""
 
     blocks_path: str
     embedding_path: str
@@ -40,6 +39,7 @@ class KroneckerModel(_Base):
     out_proj: str
     foldable_parts: Parts = ()
     dense_class: type[nn.Module]
+    _beside: tuple = (None, None)  # the tokenizer and the card's results, while a model is saved
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -152,13 +152,36 @@ class KroneckerModel(_Base):
         dense.load_state_dict(state)
         return dense
 
-    def save_pretrained(self, save_directory, *args, tokenizer=None, evaluation=None, **kwargs):
-        """transformers' save_pretrained, the tokenizer if given, and a model card.
-        `evaluation` {metric: value} becomes the card's table of results."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+    def save_pretrained(
+        self, save_directory, is_main_process=True, *args, tokenizer=None, evaluation=None, **kwargs
+    ):
+        """As transformers, with the tokenizer if given and a card that shows `evaluation` {metric: value}."""
+        outer = self._beside
+        self._beside = tokenizer or outer[0], evaluation or outer[1]
+        try:
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+            if self.should_save_on_this_rank(is_main_process):
+                self._write_beside(save_directory)
+        finally:
+            self._beside = outer
+
+    def push_to_hub(self, *args, tokenizer=None, evaluation=None, **kwargs):
+        """transformers' push_to_hub, with the tokenizer if given and a card as save_pretrained's."""
+        self._beside = tokenizer, evaluation
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            del self._beside
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        self._write_beside(working_dir)  # transformers has just put its own card there
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _write_beside(self, folder) -> None:
+        tokenizer, evaluation = self._beside
         if tokenizer is not None:
-            tokenizer.save_pretrained(save_directory)
-        model_card.write(self, save_directory, count_parameters(self), evaluation)
+            tokenizer.save_pretrained(folder)
+        model_card.write(self, folder, count_parameters(self), evaluation)
 
 
 def convert_config(config: PreTrainedConfig, config_class: type[PreTrainedConfig], **changes) -> Any:
@@ -180,8 +203,7 @@ def model_like(model: Any, model_class: type[nn.Module], config: PreTrainedConfi
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Parameters {"total", "without_head"}: with and without an untied output head (Table 3).
 
-    A tied head is counted once, in both. Raises TypeError for anything but a transformers model.
-    """
+    A tied head is counted once, in both. Raises TypeError for anything but a transformers model."""
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"count_parameters takes a model of transformers, got {type(model).__name__}")
     total, head = sum(p.numel() for p in model.parameters()), model.get_output_embeddings()

@@ -19,8 +19,7 @@ class FoldablePart:
     It needs rank 1, B (f, 1) in the `outputs` modules and (1, f) in the `inputs`; f must divide the heads of
     the `attention` module. Subclasses define two static methods, in a block's own paths:
       install(block, f)             put uninitialised narrow modules into a dense block, in place
-      folded_state_dict(block, f)   the narrow modules' parameters from a compressed block, in its dtype
-    """
+      folded_state_dict(block, f)   the narrow modules' parameters from a compressed block, in its dtype"""
 
     paths: tuple[str, ...]
     outputs: tuple[str, ...]

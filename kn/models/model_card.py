@@ -1,16 +1,19 @@
 """Model card (README.md) of a compressed model; its text is the template model_card.md.jinja."""
 
+import json
 import re
 from dataclasses import asdict
 from pathlib import Path
 
 import jinja2
+from huggingface_hub import ModelCard
 
 from kn.files import PACKAGE, installed_version
 from kn.kronecker.layers import KroneckerLayer
 
 TEMPLATE = PACKAGE / "models" / "model_card.md.jinja"
 SIGNATURE = "implementation: the Python package `kn`"  # stands in every card written here
+STOCK = "This model card has been automatically generated"  # in transformers' own, which says nothing
 
 
 def provenance(teacher) -> dict[str, str | int]:
@@ -49,10 +52,11 @@ def factors(model) -> list[tuple[str, str, str]]:
 
 
 def write(model, folder: str | Path, parameters: dict[str, int], evaluation: dict | None = None) -> None:
-    """Write the card to README.md, unless somebody else's README.md is there.
+    """Write the card to README.md, unless somebody else's README.md is there; an old card's tags stay.
     `parameters` is count_parameters' result, `evaluation` {metric: value}."""
     path = Path(folder) / "README.md"
-    if path.exists() and SIGNATURE.encode() not in path.read_bytes():
+    old = path.read_bytes().decode(errors="replace") if path.exists() else SIGNATURE
+    if SIGNATURE not in old and STOCK not in old:
         return
     environment = jinja2.Environment(keep_trailing_newline=True)
     environment.filters["plain"] = plain
@@ -61,4 +65,6 @@ def write(model, folder: str | Path, parameters: dict[str, int], evaluation: dic
         class_name=type(model).__name__, parameters=parameters, evaluation=evaluation, factors=factors(model),
         auto_class=f"AutoModelFor{'CausalLM' if model.can_generate() else 'SequenceClassification'}",
     )
+    if more := [tag for tag in ModelCard(old).data.tags or [] if tag not in ModelCard(card).data.tags]:
+        card = card.replace("tags: [", f"tags: [{', '.join(map(json.dumps, more))}, ", 1)
     path.write_text(card, encoding="utf-8")
