@@ -61,7 +61,7 @@ def predict(model, input_ids: list[list[int]], precision: str = "fp32", batch: i
 
 
 def pad(input_ids: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """input_ids and attention_mask (b, longest), padded on the right."""
+    """input_ids and attention_mask (b, longest), padded on the right; ValueError for a row of no token."""
     if [] in input_ids:
         raise ValueError(f"row {input_ids.index([])} has no token: an empty text is encoded as a blank")
     rows, padded = [torch.tensor(row) for row in input_ids], torch.nn.utils.rnn.pad_sequence
