@@ -64,7 +64,8 @@ else
   export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
-export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
+[ "${1:-}" = mirror ] || export HF_HUB_OFFLINE=1  # nothing else reaches for a network
 case ${1:-} in
 setup) exit ;;
 test)

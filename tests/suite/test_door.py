@@ -150,3 +150,20 @@ def shown():
     parser = command.Parser()
     command.add_run_options(parser)
     return parser
+
+
+@pytest.mark.parametrize(("command", "offline"), [("mirror", ""), ("plan", "1")])
+def test_the_mirror_alone_may_use_the_network(tmp_path, command, offline):
+    """It could never fetch a file: the hub's library was told that there is no network."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/bash\ncase "$KN_CHECK $*" in\n" -P -m kn "*) echo "offline: $HF_HUB_OFFLINE" ;;\n'
+        f'*) exec {sys.executable} "$@" ;;\nesac\n', encoding="utf-8",
+    )
+    python.chmod(0o755)
+    settings = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run(
+        [ROOT / "run_all.sh", command, *(["files"] if command == "mirror" else [])], cwd=tmp_path,
+        env={**settings, "KN_PYTHON": str(python)}, capture_output=True, text=True,
+    )
+    assert done.stdout.splitlines()[-1:] == [f"offline: {offline}"], done.stderr
