@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
         if options.fresh:
             store.forget(stages)
     speed = timing.measured_timing(profile, devices.precision(profile.device), store)
-    print(cost.describe_plan(stages, store, speed, options.jobs, len(options.only) + 1), flush=True)
+    jobs = options.jobs or devices.worker_count(speed["peak_bytes"])
+    print(cost.describe_plan(stages, store, speed, jobs, len(options.only) + 1), flush=True)
     if options.dry_run:
         for kind, text in doctor.examine(profile.name):
             if kind != "ok":
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     status, runner = 0, notebooks.NotebookRunner(profile.name, options.only, options.seeds, store)
     try:
         executor = None if slurm is None else executors.Submitit(store.home, slurm)
-        launch.run(stages, store, options.jobs, executor=executor, on_progress=runner.update)
+        launch.run(stages, store, jobs, executor=executor, on_progress=runner.update)
     except launch.StageFailed as error:  # the report shows what there is
         print(f"error: {error}", file=sys.stderr)
         status, errors = 1, error.errors

@@ -1,5 +1,7 @@
 """Processors, GPUs, precision and memory of this machine; imports nothing heavy: planning is quick."""
 
+import contextlib
+import math
 import os
 import platform
 import re
@@ -7,9 +9,10 @@ import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
+PROCESS_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # of Linux
 Precision = Literal["bf16", "fp32"]
 # of mpirun, srun, torchrun and accelerate: they make a process one of several that share a batch, or tie
 # all of our processes to one processor. SLURM_* stay: submitit alone reads them
@@ -25,8 +28,33 @@ def forget_launcher() -> None:
 
 
 def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use, within a container's quota of processor time."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    files = (_cgroup("cpu", f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    texts = [*_cgroup("", "cpu.max"), *map(" ".join, zip(*files, strict=False))]  # "200000 100000", in µs
+    quotas = filter(None, map(re.compile(r"(\d+) (\d+)").fullmatch, texts))  # not "max 100000"
+    limits = [math.ceil(int(quota[1]) / int(quota[2])) for quota in quotas]
+    return max(1, min([found, *limits]))
+
+
+def memory_bytes() -> float:
+    """Main memory of this machine, or what a container may use of it; infinite where nothing says it."""
+    limits = [*_cgroup("", "memory.max"), *_cgroup("memory", "memory.limit_in_bytes")]
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        limits.append(str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    return min((float(limit) for limit in limits if limit.isdigit()), default=math.inf)
+
+
+def _cgroup(controller: str, name: str) -> list[str]:
+    """Contents of a file in this process's control groups, of version 2 ("") or 1, and those around them."""
+    try:
+        groups = [line.split(":", 2) for line in PROCESS_CGROUP.read_text(encoding="utf-8").splitlines()]
+        paths = [PurePosixPath(path) for _, names, path in groups if controller in names.split(",")]
+        places = {str(place).lstrip("/") for path in paths for place in (path, *path.parents)}
+        files = [CGROUPS / controller / place / name for place in sorted(places)]
+        return [file.read_text(encoding="utf-8").strip() for file in files if file.is_file()]
+    except (OSError, ValueError):  # another system, or one that hides them
+        return []
 
 
 def gpus() -> list[str]:
@@ -40,9 +68,9 @@ def gpus() -> list[str]:
     return names[: len(visible.split(","))] if visible else names
 
 
-def worker_count() -> int:
-    """Worker processes to run at once: one per GPU, or one per processor."""
-    return len(gpus()) or cores()
+def worker_count(training_bytes: float = 2e9) -> int:
+    """Worker processes to run at once: one per GPU, or one per processor as far as trainings fit memory."""
+    return len(gpus()) or max(1, int(min(cores(), memory_bytes() // training_bytes)))
 
 
 def keep_off_gpus(device: str) -> str:

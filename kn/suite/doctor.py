@@ -1,5 +1,6 @@
 """`python -m kn doctor`: whatever would stop a run, found before hours are spent, each with its remedy."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 from kn.data import mirror
 from kn.data.hub import SourceError, mirror_folder
 from kn.files import ASSETS, PROJECT_ROOT
-from kn.suite.devices import free_bytes, gpus
+from kn.suite.devices import free_bytes, gpus, memory_bytes
 from kn.suite.distributed import error_line
 from kn.suite.input_digests import asset_digest
 from kn.suite.pins import compare_pins, describe_differences
@@ -50,9 +51,8 @@ def check_disk(profile: str, home: Path) -> Finding:
 
 def check_memory() -> Finding:
     """Main memory, where the system says it."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
+    total = memory_bytes()
+    if total == math.inf:
         return "warning", "the system does not say how much memory it has"
     if total >= MEMORY_BYTES:
         return "ok", f"{total / 1e9:.0f} GB of memory"

@@ -124,7 +124,7 @@ class Job:
     """A Slurm job; pre-empted or timed out, it is queued again and goes on from its last checkpoint."""
 
     def __call__(self, description: str, home: str) -> bool:
-        return run_stage(description, home)
+        return run_stage(description, str(Store(home).open().home))  # this node, too, must write and lock
 
     def checkpoint(self, *arguments: str):
         """Called by submitit when Slurm announces the end."""

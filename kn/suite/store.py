@@ -7,6 +7,7 @@ read, and no stage begins from an input of which a byte has changed."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from kn.suite.provenance import environment
 # errors that more room or another folder helps against: of any file, and of a file in the store
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 STORE_ERRORS = (*DISK_ERRORS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
+LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of flock on some network file systems
 MAX_NAME_BYTES = 200  # of a stage's folder
 REMAKE, OTHER_FOLDER = "run ./run_all.sh to make it again", "choose another folder with KN_HOME=…"
 
@@ -112,12 +114,22 @@ class Store:
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             probe = self.home / f".probe-{os.getpid()}"
-            probe.write_text("x", encoding="utf-8")
+            with probe.open("w", encoding="utf-8") as handle:
+                handle.write("x")
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             probe.unlink()
         except OSError as error:
+            if error.errno in LOCK_ERRORS:
+                probe.unlink(missing_ok=True)
+                raise self._no_locks(error) from None
             problem = f"the store {self.home} cannot be written ({error.strerror})"
             raise StoreError(f"{problem}: {OTHER_FOLDER}") from None
         return self
+
+    def _no_locks(self, error: Exception) -> StoreError:
+        reason = getattr(error, "strerror", None) or "no flock"
+        problem = f"the file system of the store {self.home} refuses locks ({reason})"
+        return StoreError(f"{problem}: choose a folder on a local disk with KN_HOME=…")
 
     def folder(self, stage: Stage) -> Path:
         """Where the stage's result is, whether it exists or not."""
@@ -188,7 +200,13 @@ class Store:
 
         try:
             self.folder(stage).parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._sibling(stage, "lock")):
+            try:
+                lock = FileLock(self._sibling(stage, "lock")).acquire()
+            except (NotImplementedError, OSError) as error:
+                if getattr(error, "errno", errno.ENOSYS) in LOCK_ERRORS:
+                    raise self._no_locks(error) from None
+                raise
+            with lock:
                 if self.find_corruption(stage, deep=True) is None:  # another process may have made it
                     return False
                 self._make_locked(stage, work)
