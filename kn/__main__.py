@@ -135,7 +135,6 @@ def main(arguments: list[str] | None = None) -> int:
             return 11 if options.command in QUICK or getattr(options, "dry_run", False) else 10
         else:
             from kn import commands
-
             status, problem = commands.execute(options)
     except KeyboardInterrupt:
         print("stopped; finished stages are kept: run the same command again to go on", file=sys.stderr)

@@ -168,9 +168,8 @@ def check(model: nn.Module, spec: KroneckerSpec, ids: Tensor) -> None:
 
 @torch.no_grad()
 def build_aligned_pair(
-    model: nn.Module, spec: KroneckerSpec, ids: Tensor, ingredients: tuple[str, ...] = INGREDIENTS,
-    fit_sublayer: Callable = fit_kronecker,
-) -> tuple[nn.Module, nn.Module]:
+        model: nn.Module, spec: KroneckerSpec, ids: Tensor, ingredients: tuple[str, ...] = INGREDIENTS,
+        fit_sublayer: Callable = fit_kronecker) -> tuple[nn.Module, nn.Module]:
     """(equivalent teacher, dense student near it whose compressed matrices are Kronecker products).
 
     ids: (sequences, length) of calibration text. Without "attention" or "feed_forward" among the ingredients

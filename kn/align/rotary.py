@@ -57,8 +57,7 @@ def initial_maps(roots_q: Tensor, roots_k: Tensor, positions: Pair, factor: int)
 
 @torch.no_grad()
 def narrow_query_key(
-    dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tensor, positions: Pair, factor: int
-) -> None:
+        dense: nn.Module, block: nn.Module, x_t: Tensor, x_s: Tensor, positions: Pair, factor: int) -> None:
     """Queries and keys of size e/f, interleaved with zeros, of least KL(teacher ‖ student) in attention.
     dense, block: teacher's and student's layer, x_t, x_s (sequences, length, d) their streams. Fitted are
     maps (e, e/f) of each head's own queries and keys: few numbers, so that little text suffices."""
@@ -92,10 +91,8 @@ def narrow_query_key(
     starts = initial_maps(roots[0], roots[1], positions, factor)
     maps = [(root @ m).to(k.dtype).requires_grad_() for root, m in zip(roots, starts, strict=True)]
     narrow_cos, narrow_sin = cos[:, ::factor], sin[:, ::factor]
-    optimizer = torch.optim.LBFGS(
-        maps, max_iter=LBFGS_STEPS, max_eval=LBFGS_STEPS * 5 // 4, history_size=20, tolerance_change=0,
-        tolerance_grad=0, line_search_fn="strong_wolfe",
-    )
+    optimizer = torch.optim.LBFGS(maps, max_iter=LBFGS_STEPS, max_eval=LBFGS_STEPS * 5 // 4, history_size=20,
+                                  tolerance_change=0, tolerance_grad=0, line_search_fn="strong_wolfe")
 
     @torch.enable_grad()
     def cross_entropy() -> Tensor:

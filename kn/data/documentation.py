@@ -237,19 +237,16 @@ def train_tokenizer(docs: tuple[str, ...], vocab_size: int):
     """Byte-level BPE with GPT-2's pre-tokenization and `<|endoftext|>` as its one special token (id 0)."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
-
     end = "<|endoftext|>"
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(docs, vocab_size=vocab_size, special_tokens=[end], show_progress=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end, pad_token=end, unk_token=end
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end,
+                                   pad_token=end, unk_token=end)
 
 
 def pack(tokenizer, docs: tuple[str, ...], context: int):
     """Token ids of all documents, each followed by the end-of-text token, as rows: int64 (n, context)."""
     import torch
-
     ids = tokenizer(list(docs), **PLAIN_TEXT)["input_ids"]
     stream = [token for document in ids for token in (*document, tokenizer.eos_token_id)]
     rows = len(stream) // context

@@ -201,7 +201,6 @@ def score(name: str, predictions, labels, pair=None) -> dict[str, float]:
     `pair` = (predictions, labels) of MNLI's mismatched set. Raises ValueError for classes out of range, or a
     pair for another task."""
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
     task, sets = task_of(name), {"matched": (predictions, labels)}
     if pair is not None:
         sets["mismatched"] = pair
@@ -221,11 +220,9 @@ def score(name: str, predictions, labels, pair=None) -> dict[str, float]:
         for metric in ("accuracy", "f1"):
             scores[metric] = sum(scores[f"{metric}_{key}"] for key in sets) / len(sets)
     else:
-        metrics = {
-            "matthews": lambda: matthews_corrcoef(labels, predictions),
-            "accuracy": lambda: accuracy_score(labels, predictions),
-            "f1": lambda: f1_score(labels, predictions, zero_division=0),
-        }
+        metrics = {"matthews": lambda: matthews_corrcoef(labels, predictions),
+                   "accuracy": lambda: accuracy_score(labels, predictions),
+                   "f1": lambda: f1_score(labels, predictions, zero_division=0)}
         scores = {metric: 100 * metrics[metric]() for metric in task.metrics}
     scores = {key: float(value) for key, value in scores.items()}
     return scores | {"headline": scores[task.headline]}

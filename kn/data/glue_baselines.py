@@ -26,7 +26,6 @@ def bag_of_words_scores(task: str, splits: dict[str, list[dict]]) -> dict[str, f
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
-
     train = splits["train"]
     options = {"ngram_range": (1, 2), "token_pattern": r"[\w'-]+"}
     columns = zip(*(row["texts"] for row in train), strict=True)

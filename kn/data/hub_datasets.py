@@ -20,11 +20,9 @@ from kn.models.loading import PLAIN_TEXT
 
 TOKENIZER_BATCH = 512  # texts a call
 # the hub's names for GLUE's columns; labels are numbers in the order of glue.TASKS[…].labels, −1 where hidden
-GLUE_TEXTS = {
-    "cola": ("sentence",), "sst2": ("sentence",), "mrpc": ("sentence1", "sentence2"),
-    "rte": ("sentence1", "sentence2"), "mnli": ("premise", "hypothesis"), "qnli": ("question", "sentence"),
-    "qqp": ("question1", "question2"),
-}
+GLUE_TEXTS = {"cola": ("sentence",), "sst2": ("sentence",), "mrpc": ("sentence1", "sentence2"),
+              "rte": ("sentence1", "sentence2"), "mnli": ("premise", "hypothesis"),
+              "qnli": ("question", "sentence"), "qqp": ("question1", "question2")}
 WIKITEXT_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 

@@ -20,7 +20,6 @@ CODE_PATTERNS = ["*.py", "*.bin", "*.pt", "*.pkl", "*.pickle"]  # code and pickl
 def resolve_revision(item: HubRepository, api) -> tuple[str, str, dict[str, int]]:
     """(revision, its commit, {matching file: bytes}) of a repository; SourceError where no file matches."""
     from huggingface_hub.utils import filter_repo_objects
-
     for revision in filter(None, ("main", item.fallback)):
         info = api.repo_info(item.repository, repo_type=item.kind, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
@@ -48,7 +47,6 @@ def write_manifest(mirror: Path, items: dict) -> None:
 def make(mirror: Path, items: dict[str, HubRepository] = REPOSITORIES, api=None, download=None) -> int:
     """Fetch missing or damaged repositories into `mirror`; SourceError for too small a disk or no network."""
     from huggingface_hub import HfApi, snapshot_download
-
     api, download = api or HfApi(), download or snapshot_download
     mirror.mkdir(parents=True, exist_ok=True)
     known = hub.read_manifest(mirror)["items"] if (mirror / "mirror.json").exists() else {}

@@ -7,7 +7,5 @@ functions."""
 from kn.kronecker.layers import KroneckerEmbedding, KroneckerHead, KroneckerLinear, kronecker_apply
 from kn.kronecker.nearest import kronecker_sum, nearest_kronecker
 
-__all__ = [
-    "KroneckerEmbedding", "KroneckerHead", "KroneckerLinear", "kronecker_apply", "kronecker_sum",
-    "nearest_kronecker",
-]
+__all__ = ["KroneckerEmbedding", "KroneckerHead", "KroneckerLinear", "kronecker_apply", "kronecker_sum",
+           "nearest_kronecker"]

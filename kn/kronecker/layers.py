@@ -83,9 +83,8 @@ class KroneckerLinear(KroneckerLayer):
     call, three products. Raises TypeError or ValueError for sizes that are impossible or do not fit."""
 
     def __init__(
-        self, in_features: int, out_features: int, b_shape: Shape, rank: int = 1, bias: bool = True,
-        num_fused: int = 1,
-    ):
+            self, in_features: int, out_features: int, b_shape: Shape, rank: int = 1, bias: bool = True,
+            num_fused: int = 1):
         super().__init__()
         checks.require_sizes(in_features=in_features, out_features=out_features)
         checks.require_positive_int("num_fused", num_fused)

@@ -35,7 +35,6 @@ def claims() -> pandas.DataFrame:
 def read_csv_as_text(path: Path) -> pandas.DataFrame:
     """A CSV whose cells are all text, "" where there is nothing."""
     import pandas
-
     return pandas.read_csv(path, dtype=str, keep_default_na=False)
 
 

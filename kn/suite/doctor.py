@@ -106,11 +106,10 @@ def check_mirror(folder: Path) -> list[Finding]:
 def examine(profile: str = "mini") -> list[Finding]:
     """Findings of all checks."""
     home, with_mirror = Store().home, profile == "paper" or os.environ.get("KN_MIRROR")
-    return [
-        check_python(), check_pins(PROJECT_ROOT / "requirements.txt"), check_store(home),
-        check_disk(profile, home), check_memory(), *map(check_asset, ("teacher", "baseline", "tokenizer")),
-        check_gpu(profile), *(check_mirror(mirror_folder()) if with_mirror else ()),
-    ]
+    return [check_python(), check_pins(PROJECT_ROOT / "requirements.txt"), check_store(home),
+            check_disk(profile, home), check_memory(),
+            *map(check_asset, ("teacher", "baseline", "tokenizer")), check_gpu(profile),
+            *(check_mirror(mirror_folder()) if with_mirror else ())]
 
 
 def main(profile: str = "mini") -> int:

@@ -84,8 +84,6 @@ def format_shape(module) -> str:
 def layer_shapes(model) -> dict[str, str]:
     """Shapes of Table 1: the embedding, and the matrices of the last block (a compressed one in KnGPT2)."""
     block = model.transformer.h[-1]
-    modules = {
-        "embedding": model.transformer.wte, "qkv": block.attn.c_attn, "out_proj": block.attn.c_proj,
-        "ffn": block.mlp.c_fc, "ffn_second": block.mlp.c_proj,
-    }
+    modules = {"embedding": model.transformer.wte, "qkv": block.attn.c_attn, "out_proj": block.attn.c_proj,
+               "ffn": block.mlp.c_fc, "ffn_second": block.mlp.c_proj}
     return {name: format_shape(module) for name, module in modules.items()}

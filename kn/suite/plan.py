@@ -22,8 +22,7 @@ def table_of(kind: str, fields: dict) -> int | str:
 
 
 def table_stages(
-    planner: StagePlanner, table: int | str, seeds: Iterable[int], tasks: tuple[str, ...]
-) -> list[Stage]:
+        planner: StagePlanner, table: int | str, seeds: Iterable[int], tasks: tuple[str, ...]) -> list[Stage]:
     """The stages whose records a table, or a notebook beyond the tables, reads; ValueError for others."""
     p, seeds = planner, list(seeds)
     match table:
@@ -67,9 +66,8 @@ def table_stages(
 
 
 def plan_stages(
-    profile: Profile, tables: Sequence[int | str] = TABLES, seeds: int = 1, tasks: Sequence[str] = TASKS,
-    without_mirror: bool = False,
-) -> tuple[list[Stage], list[Stage]]:
+        profile: Profile, tables: Sequence[int | str] = TABLES, seeds: int = 1, tasks: Sequence[str] = TASKS,
+        without_mirror: bool = False) -> tuple[list[Stage], list[Stage]]:
     """(all stages in order, those whose records the tables read); ValueError for unknown tables or tasks.
 
     "claims" reads the records of all tables and each switched reading; without_mirror is for cost estimates.

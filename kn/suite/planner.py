@@ -56,9 +56,8 @@ def glue_row(start: str, share: float) -> str:
 
 
 def make_stage(
-    kind: str, settings: dict[str, Any], inputs: tuple[Stage, ...], amount: Amount, version: int = 1,
-    resources: dict[str, Any] | None = None, **fields: Any,
-) -> Stage:
+        kind: str, settings: dict[str, Any], inputs: tuple[Stage, ...], amount: Amount, version: int = 1,
+        resources: dict[str, Any] | None = None, **fields: Any) -> Stage:
     """A Stage with its settings and resources as canonical JSON."""
     canonical, hardware = json.dumps(settings, sort_keys=True), json.dumps(resources or {})
     flops, steps, tokens = amount

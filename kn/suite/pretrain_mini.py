@@ -17,11 +17,10 @@ DECAY = 0.6  # of the steps, at the end
 
 def random_gpt2(shape: Model) -> GPT2LMHeadModel:
     """A GPT-2 of this shape with its usual random weights."""
-    config = GPT2Config(
-        vocab_size=shape.vocabulary, n_positions=shape.context, n_embd=shape.width, n_layer=shape.layers,
-        n_head=shape.heads, activation_function=shape.activation, resid_pdrop=shape.dropout,
-        embd_pdrop=shape.dropout, attn_pdrop=shape.dropout, bos_token_id=0, eos_token_id=0,
-    )
+    config = GPT2Config(vocab_size=shape.vocabulary, n_positions=shape.context, n_embd=shape.width,
+                        n_layer=shape.layers, n_head=shape.heads, activation_function=shape.activation,
+                        resid_pdrop=shape.dropout, embd_pdrop=shape.dropout, attn_pdrop=shape.dropout,
+                        bos_token_id=0, eos_token_id=0)
     # on a CPU eager attention is 1.4 times as fast at 128 tokens
     config._attn_implementation = "sdpa" if torch.cuda.is_available() else "eager"
     return GPT2LMHeadModel(config)
@@ -97,10 +96,8 @@ def train(model, rows, valid, folder: Path, recipe: Recipe, teacher=None, log_ev
             opt.zero_grad()
         done = step + 1
         if done % log_every == 0 or done == steps:
-            line = {
-                "step": done, "tokens": done * batch * rows.shape[1], "loss": round(cross_entropy.item(), 4),
-                "seconds": round(time.monotonic() - clock, 1),
-            }
+            line = {"step": done, "tokens": done * batch * rows.shape[1],
+                    "loss": round(cross_entropy.item(), 4), "seconds": round(time.monotonic() - clock, 1)}
             if done % valid_every == 0 or done == steps:
                 line["valid_perplexity"] = round(evaluate.perplexity(model, valid), 3)
                 model.train()
@@ -134,8 +131,7 @@ def distillation_loss(model, x: torch.Tensor, recipe: Recipe, teacher=None):
 def training_cost(model, log: Path, rows, data_bytes: int, hardware: str) -> dict:
     """Hours, steps, tokens and validation perplexity of a finished training, from its log.jsonl."""
     last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
-    return {
-        "hours": round(last["seconds"] / 3600, 4), "steps": last["step"], "tokens": last["tokens"],
-        "epochs": round(last["tokens"] / rows.numel(), 2), "data_bytes": data_bytes, "hardware": hardware,
-        "valid_perplexity": last["valid_perplexity"], "parameters_trained": count_parameters(model)["total"],
-    }
+    return {"hours": round(last["seconds"] / 3600, 4), "steps": last["step"], "tokens": last["tokens"],
+            "epochs": round(last["tokens"] / rows.numel(), 2), "data_bytes": data_bytes, "hardware": hardware,
+            "valid_perplexity": last["valid_perplexity"],
+            "parameters_trained": count_parameters(model)["total"]}

@@ -11,10 +11,9 @@ from pydantic import ValidationError
 from kn.suite.settings import Beyond, Glue, Model, Profile, Recipe, Text, Training
 
 # Rows of train, dev and test. Chosen, as learning rates and epochs, on dev scores alone (LOG.md).
-SIZES = {
-    "cola": (1400, 700, 700), "rte": (1600, 700, 700), "mrpc": (1700, 700, 700), "sst2": (1600, 700, 700),
-    "mnli": (2400, 480, 480), "qnli": (2200, 700, 700), "qqp": (2100, 700, 700),
-}
+SIZES = {"cola": (1400, 700, 700), "rte": (1600, 700, 700), "mrpc": (1700, 700, 700),
+         "sst2": (1600, 700, 700), "mnli": (2400, 480, 480), "qnli": (2200, 700, 700),
+         "qqp": (2100, 700, 700)}
 GLUE_SIZES = {  # GLUE's own, for estimates of cost
     "cola": (8551, 1043, 1063), "rte": (2490, 277, 3000), "mrpc": (3668, 408, 1725),
     "sst2": (67349, 872, 1821), "mnli": (392702, 9824, 9822), "qnli": (104743, 5463, 5463),
@@ -26,14 +25,12 @@ GLUE_ALPHAS = (0.5, 0.5, 0.5, 0.02)  # Table 2
 TEACHER = Recipe(steps=9000, batch=16, muon_lr=0.005, adam_lr=0.004, weight_decay=0.05, warmup=100)
 BASELINE = Recipe(steps=0, batch=16, muon_lr=0.004, adam_lr=0.002, weight_decay=0.05, warmup=50)
 
-MINI = Profile(
-    name="mini", note="documentation text, not the paper's data",
-    pretrain=Training(batch_size=4, learning_rate=1e-3, epochs=1),
-    ablation=Training(batch_size=4, learning_rate=1e-3, epochs=1, max_steps=300),
-    finetune_lm=Training(batch_size=8, learning_rate=1e-3, epochs=0.5),
-    finetune_glue=Training(batch_size=16, learning_rate=5e-4, epochs=2, alphas=GLUE_ALPHAS),
-    glue=Glue(SIZES), teacher=TEACHER, baseline=BASELINE,
-)
+MINI = Profile(name="mini", note="documentation text, not the paper's data",
+               pretrain=Training(batch_size=4, learning_rate=1e-3, epochs=1),
+               ablation=Training(batch_size=4, learning_rate=1e-3, epochs=1, max_steps=300),
+               finetune_lm=Training(batch_size=8, learning_rate=1e-3, epochs=0.5),
+               finetune_glue=Training(batch_size=16, learning_rate=5e-4, epochs=2, alphas=GLUE_ALPHAS),
+               glue=Glue(SIZES), teacher=TEACHER, baseline=BASELINE)
 TEST = replace(
     MINI, name="test", note="a seconds-long run for the test suite: its numbers mean nothing",
     text=Text(

@@ -197,7 +197,6 @@ class Store:
     def make(self, stage: Stage, work: Work) -> bool:
         """Run `work` unless an intact result is there; whether it ran. StoreError: damaged input, no room."""
         from filelock import FileLock
-
         try:
             self.folder(stage).parent.mkdir(parents=True, exist_ok=True)
             try:

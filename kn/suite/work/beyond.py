@@ -69,10 +69,8 @@ def pretrain_fraction(context: StageContext, student, teacher, fraction: float) 
     settings = {**context.settings, "training": {**training, "max_steps": steps}}
     config = distillation_config(settings, "ilkd")
     result = train_lm(context, student, training_rows(rows, fraction), settings, config, teacher)
-    return {
-        "steps": steps, "tokens": steps * batch * sample.shape[1], "hours": result.seconds / 3600,
-        "hyper": result.hyperparameters, "log": result.log,
-    }
+    return {"steps": steps, "tokens": steps * batch * sample.shape[1], "hours": result.seconds / 3600,
+            "hyper": result.hyperparameters, "log": result.log}
 
 
 def partial_pretraining(context: StageContext) -> dict:

@@ -80,10 +80,8 @@ def glue_twins(context: StageContext) -> dict:
         counts: Counter[str] = Counter()
         for name, rows in splits.items():  # MNLI's matched and mismatched sets count together
             counts[name.partition("_")[0]] += len(rows)
-        metrics[task] = {
-            **counts, "majority": glue_baselines.best_constant_scores(task, splits),
-            "word_list": glue_baselines.bag_of_words_scores(task, splits),
-        }
+        metrics[task] = {**counts, "majority": glue_baselines.best_constant_scores(task, splits),
+                         "word_list": glue_baselines.bag_of_words_scores(task, splits)}
     return metrics
 
 

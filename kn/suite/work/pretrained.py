@@ -144,20 +144,16 @@ def svd_start(context: StageContext) -> dict:
 def shapes(context: StageContext) -> dict:
     """Table 1: shapes and parameter counts of models built on the meta device, at two sizes."""
     model, spec = context.settings["model"], context.settings["compression"]
-    mini = {
-        "vocab_size": model["vocabulary"], "n_positions": model["context"], "n_embd": model["width"],
-        "n_layer": model["layers"], "n_head": model["heads"], "bos_token_id": 0, "eos_token_id": 0,
-    }
+    mini = {"vocab_size": model["vocabulary"], "n_positions": model["context"], "n_embd": model["width"],
+            "n_layer": model["layers"], "n_head": model["heads"], "bos_token_id": 0, "eos_token_id": 0}
     metrics = {}
     for size, fields in (("paper_size", {}), ("mini_size", mini)):
         half = GPT2Config(**fields).n_layer // 2
         compressed = KnGPT2Config(**fields, tie_word_embeddings=False, kronecker=spec)
         with torch.device("meta"):
-            models = {
-                "GPT-2 Small": GPT2LMHeadModel(GPT2Config(**fields)),
-                "DistilGPT2": GPT2LMHeadModel(GPT2Config(**{**fields, "n_layer": half})),
-                "KnGPT2": KnGPT2LMHeadModel(compressed),
-            }
+            models = {"GPT-2 Small": GPT2LMHeadModel(GPT2Config(**fields)),
+                      "DistilGPT2": GPT2LMHeadModel(GPT2Config(**{**fields, "n_layer": half})),
+                      "KnGPT2": KnGPT2LMHeadModel(compressed)}
         metrics[size] = {
             title: {**evaluate.layer_shapes(m), "layers": m.config.n_layer, "parameters": count_parameters(m)}
             for title, m in models.items()

@@ -18,10 +18,8 @@ OBJECTIVES = {"lm": ("none", 1.0), "kd": ("ilkd", 0.0), "lm_kd": ("ilkd", 1.0)} 
 
 def train_lm(context: StageContext, model, rows, settings: dict, distillation, teacher=None):
     """The TrainingResult of a language model on token rows (n, context)."""
-    return run_training(
-        model, range(len(rows)), partial(token_row_batch, rows), context.scratch, settings,
-        context.stage["seed"], distillation, teacher, context.resources,
-    )
+    return run_training(model, range(len(rows)), partial(token_row_batch, rows), context.scratch, settings,
+                        context.stage["seed"], distillation, teacher, context.resources)
 
 
 def train_classifier(context: StageContext, model, encoded: dict, distillation, teacher=None):
@@ -33,10 +31,8 @@ def train_classifier(context: StageContext, model, encoded: dict, distillation, 
         return {**inputs, "labels": torch.tensor([item["label"] for item in items])}
 
     rows = [{"input_ids": i, "label": y} for i, y in zip(train["input_ids"], train["label"], strict=True)]
-    return run_training(
-        model, rows, collate, context.scratch, settings, context.stage["seed"], distillation, teacher,
-        context.resources,
-    )
+    return run_training(model, rows, collate, context.scratch, settings, context.stage["seed"], distillation,
+                        teacher, context.resources)
 
 
 def predictions(context: StageContext, model, encoded: dict, splits) -> dict[str, list[int]]:
@@ -62,11 +58,9 @@ def light_pretraining(context: StageContext) -> dict:
     tokens = hyper["steps"] * hyper["batch_size"] * data.shape[1]
     corpus = context.store.metrics(context.stage.input("corpus"))
     data_bytes = (corpus["sample"] if web else corpus["wiki"]["train"])["bytes"]
-    return {
-        **save_compressed(context, student), "steps": hyper["steps"], "tokens": tokens,
-        "hours": result.seconds / 3600, "data_bytes": round(data_bytes * min(1.0, tokens / data.numel())),
-        "hardware": device_name(), "hyper": hyper, "log": result.log,
-    }
+    return {**save_compressed(context, student), "steps": hyper["steps"], "tokens": tokens,
+            "hours": result.seconds / 3600, "data_bytes": round(data_bytes * min(1.0, tokens / data.numel())),
+            "hardware": device_name(), "hyper": hyper, "log": result.log}
 
 
 def finetune_lm(context: StageContext) -> dict:
@@ -81,10 +75,8 @@ def finetune_lm(context: StageContext) -> dict:
     found = perplexities(model, rows, settings["precision"], ("wiki",))
     size = context.store.metrics(context.stage.input("corpus"))["wiki"]["test"]
     per_word = evaluate.word_perplexity(found["wiki"]["test"], size["tokens"], size["words"])
-    return {
-        "hyper": result.hyperparameters, "log": result.log, "perplexity": found,
-        "hours": result.seconds / 3600, "word_perplexity": {"test": per_word},
-    }
+    return {"hyper": result.hyperparameters, "log": result.log, "perplexity": found,
+            "hours": result.seconds / 3600, "word_perplexity": {"test": per_word}}
 
 
 def finetune_glue(context: StageContext) -> dict:
@@ -106,10 +98,8 @@ def finetune_glue(context: StageContext) -> dict:
         glue_submission.write_submission(context.folder / "submission", task.name, answers)
     if settings["keep_model"]:
         model.save_pretrained(context.folder / "model")
-    return {
-        "hyper": result.hyperparameters, "log": result.log, "hours": result.seconds / 3600,
-        "dev": glue_baselines.dev_scores(task.name, dev, splits),
-    }
+    return {"hyper": result.hyperparameters, "log": result.log, "hours": result.seconds / 3600,
+            "dev": glue_baselines.dev_scores(task.name, dev, splits)}
 
 
 def shortcut_check(context: StageContext) -> dict:
