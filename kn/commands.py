@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from kn.data import documentation, glue_submission, mirror
 from kn.data.hub import SourceError
-from kn.files import PROJECT_ROOT
+from kn.files import PROJECT_ROOT, checkout
 from kn.report import compare, notebooks, publish
 from kn.suite import cost, devices, doctor, executors, launch, profiles, timing
 from kn.suite.plan import plan_stages
@@ -103,6 +103,7 @@ def execute(options: argparse.Namespace) -> tuple[int, str]:
     """Run the command of these options; (exit status, what went wrong or "")."""
     devices.forget_launcher()
     try:
+        checkout()
         return COMMANDS[options.command](options) or 0, ""
     except ERRORS as error:
         text = str(error)

@@ -13,9 +13,17 @@ ASSETS = PACKAGE / "assets"
 BENCHMARKS = PROJECT_ROOT / "benchmarks"  # speed-<device>.csv, for the index page and the ledger of claims
 
 
+def checkout() -> Path:
+    """PROJECT_ROOT; ValueError where kn was copied or installed elsewhere: nothing is written there."""
+    if not (PROJECT_ROOT / "notebooks").is_dir():
+        reason = f"the suite needs a whole checkout, and {PACKAGE} lies in none: run ./run_all.sh in a clone"
+        raise ValueError(f"{reason} (make_records: name folders with KN_HOME=… and KN_REPORTS=…)")
+    return PROJECT_ROOT
+
+
 def store_home() -> Path:
     """The folder of the store: $KN_HOME, or artifacts/ in the checkout."""
-    return Path(os.environ.get("KN_HOME") or PROJECT_ROOT / "artifacts").absolute()
+    return Path(os.environ.get("KN_HOME") or checkout() / "artifacts").absolute()
 
 
 def installed_version(package: str) -> str | None:

@@ -66,13 +66,10 @@ def optimal_rotation(covariance: Tensor, metric: Tensor, factor: int) -> tuple[T
 
 
 def refit_readers(
-    dense: nn.Module, block: nn.Module, norm: str, layers: Iterable[nn.Linear], x_t: Tensor, x_s: Tensor,
-    *weights: Tensor,
-) -> None:
+        dense: nn.Module, block: nn.Module, norm: str, layers: Iterable[nn.Linear], x_t: Tensor, x_s: Tensor,
+        *weights: Tensor) -> None:
     """Refit all linear layers that read one norm. Streams (sequences, length, d), weights (sequences, 1, 1).
-
-    Ridge regression finds M (d, d) with norm(x_s) M ≈ norm(x_t), shrunk towards the identity; then W ← W Mᵀ.
-    """
+    Ridge regression: M (d, d) with norm(x_s) M ≈ norm(x_t), shrunk towards the identity; then W ← W Mᵀ."""
     norm_t, norm_s = getattr(dense, norm), getattr(block, norm)
     G = C = x_s.new_zeros(())
     for t, s, *w in lsq.batches(x_t, x_s, *weights):
@@ -256,9 +253,8 @@ def build_aligned_pair(
 
 
 def _fit_writer(
-    layer: nn.Linear, sublayer: Callable[[nn.Module, Tensor], Tensor], dense: nn.Module, block: nn.Module,
-    x_t: Tensor, x_s: Tensor, fit: Fit | None,
-) -> tuple[Tensor, Tensor]:
+        layer: nn.Linear, sublayer: Callable[[nn.Module, Tensor], Tensor], dense: nn.Module, block: nn.Module,
+        x_t: Tensor, x_s: Tensor, fit: Fit | None) -> tuple[Tensor, Tensor]:
     """Both streams after sublayer(dense, x_t) and sublayer(block, x_s), whose output `layer` writes.
     fit refits the layer, or narrows it and returns the map to its new inputs."""
     after, inputs = x_t + map_batches(partial(sublayer, dense), x_t), []

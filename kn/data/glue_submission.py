@@ -96,8 +96,8 @@ def read_scores(path: Path | str, rows: tuple[str, ...]) -> dict[tuple[str, int]
         try:
             seed, value = int(line["seed"]), float(line["score"].replace(",", "."))
         except (TypeError, ValueError, AttributeError):
-            values = f"seed {line['seed']!r} and score {line['score']!r}"
-            raise ValueError(f"{place}: {values} must be numbers") from None
+            found = f"seed {line['seed']!r} and score {line['score']!r}"
+            raise ValueError(f"{place}: {found} must be numbers") from None
         if row not in rows or task not in TASKS:
             allowed = f"rows are {', '.join(rows)}, tasks {', '.join(TASKS)}"
             raise ValueError(f"{place}: {row!r} / {task!r} is unknown, {allowed}")

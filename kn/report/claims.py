@@ -22,10 +22,8 @@ HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
 OTHER_GROUPS = {"algebra": "Algebra", "untestable": "Text alone", "speed": "Benchmark"}  # resting on no table
 UNTESTABLE, NO_VERDICT = "not testable here", Verdict(None, math.nan)
 AVERAGE, PERPLEXITY, MNLI = "Average (informative)", "Wikitext-103 (pp.)", "MNLI (f1)"  # columns
-COLUMNS = [
-    "id", "group", "section", "quote", "claim", "paper", "paper_value", "ours", "value", "low", "high", "n",
-    "unit", "note", "judge", "left", "right", "bound", "variance",
-]
+COLUMNS = ["id", "group", "section", "quote", "claim", "paper", "paper_value", "ours", "value", "low", "high",
+           "n", "unit", "note", "judge", "left", "right", "bound", "variance"]
 
 
 class MissingNumber(Exception):

@@ -24,10 +24,8 @@ DEVIATIONS = 4
 MIN_RELATIVE = 0.01  # what has no spread over seeds (nothing is trained) still differs in rounding
 COMPARISON = "comparison.txt"  # in a report's folder: how it compares with the published one
 OF_THE_MACHINE = ("hours", "device")  # metrics that say where a run was made, not what it gave
-EXACT = (
-    "shape", "count", "hyper-parameter", "parameters", "parameters without the output embedding", "steps",
-    "tokens", "data", "weights",
-)
+EXACT = ("shape", "count", "hyper-parameter", "parameters", "parameters without the output embedding",
+         "steps", "tokens", "data", "weights")
 PRECISION = "Precision"  # a hyper-parameter that is chosen by what the processor can do
 PERPLEXITY = ("perplexity",)  # the kind of all perplexities, whose spread is relative
 OF_THE_SEEDS = ("Seed", "Average (informative)")  # columns that change with how many seeds were run

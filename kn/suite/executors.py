@@ -12,6 +12,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import ModuleType
 
 from kn.suite import distributed
 from kn.suite.devices import forget_launcher, gpus
@@ -99,7 +100,12 @@ class Processes:
 
     def submit(self, stages: list[Stage]) -> dict:
         """{handle: stage} of the started stages."""
-        return {self.pool.submit(run_stage, stage.to_json(), self.home): stage for stage in stages}
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")  # a new process imports it: a script would run again
+        try:
+            return {self.pool.submit(run_stage, stage.to_json(), self.home): stage for stage in stages}
+        finally:
+            sys.modules["__main__"] = main
 
     def wait(self, running: dict) -> list[Result]:
         """Take the stages that ended out of `running`, at least one. WorkerDied where a process died."""

@@ -1,7 +1,6 @@
 """Installed packages compared with the exact pins of a requirements file; standard library alone.
 
-`python kn/suite/pins.py requirements.txt`: exit status 1 where packages that kn imports itself are missing.
-"""
+`python kn/suite/pins.py requirements.txt`: exit status 1 where packages that kn imports are missing."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, version

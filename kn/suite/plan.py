@@ -69,9 +69,7 @@ def plan_stages(
         profile: Profile, tables: Sequence[int | str] = TABLES, seeds: int = 1, tasks: Sequence[str] = TASKS,
         without_mirror: bool = False) -> tuple[list[Stage], list[Stage]]:
     """(all stages in order, those whose records the tables read); ValueError for unknown tables or tasks.
-
-    "claims" reads the records of all tables and each switched reading; without_mirror is for cost estimates.
-    """
+    "claims" reads the records of all tables and each switched one; without_mirror is for cost estimates."""
     if not isinstance(seeds, int) or isinstance(seeds, bool) or not 1 <= seeds <= 999:
         raise ValueError(f"seeds is {seeds!r}: an integer from 1 to 999 is needed")
     if unknown := [task for task in tasks if task not in TASKS]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kn.data import glue_submission
-from kn.files import PROJECT_ROOT
+from kn.files import checkout
 from kn.suite import launch
 from kn.suite.devices import keep_off_gpus
 from kn.suite.plan import TABLES, plan_stages, table_of
@@ -83,4 +83,4 @@ def environment_overrides() -> tuple[str, ...]:
 
 def report_folder(profile: str) -> Path:
     """Folder of a profile's report: $KN_REPORTS (default reports/) / profile."""
-    return Path(os.environ.get("KN_REPORTS") or PROJECT_ROOT / "reports") / profile
+    return Path(os.environ.get("KN_REPORTS") or checkout() / "reports") / profile

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -113,14 +114,11 @@ class Store:
         """Create the folder and check that it can be written; StoreError otherwise."""
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            probe = self.home / f".probe-{os.getpid()}"
-            with probe.open("w", encoding="utf-8") as handle:
-                handle.write("x")
+            with tempfile.TemporaryFile(dir=self.home) as handle:
+                handle.write(b"x")
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            probe.unlink()
         except OSError as error:
             if error.errno in LOCK_ERRORS:
-                probe.unlink(missing_ok=True)
                 raise self._no_locks(error) from None
             problem = f"the store {self.home} cannot be written ({error.strerror})"
             raise StoreError(f"{problem}: {OTHER_FOLDER}") from None
