@@ -65,6 +65,7 @@ def write(model, folder: str | Path, parameters: dict[str, int], evaluation: dic
         class_name=type(model).__name__, parameters=parameters, evaluation=evaluation, factors=factors(model),
         auto_class=f"AutoModelFor{'CausalLM' if model.can_generate() else 'SequenceClassification'}",
     )
-    if more := [tag for tag in ModelCard(old).data.tags or [] if tag not in ModelCard(card).data.tags]:
+    tags = ModelCard(old).data.tags if path.exists() else []  # without metadata it would warn
+    if more := [tag for tag in tags or [] if tag not in ModelCard(card).data.tags]:
         card = card.replace("tags: [", f"tags: [{', '.join(map(json.dumps, more))}, ", 1)
     path.write_text(card, encoding="utf-8")

@@ -83,3 +83,11 @@ def test_another_process_than_the_main_one_writes_nothing(hub, tmp_path, push):
     assert not list((tmp_path / "a").iterdir()) and not hub.files
     student().save_pretrained(tmp_path / "a", True, tokenizer=TOKENIZER)
     assert {path.name for path in (tmp_path / "a").iterdir()} == WITH_TOKENIZER
+
+
+def test_saving_says_nothing(tmp_path, capfd):
+    """huggingface_hub warned of a card without metadata at every save of a run."""
+    for _ in range(2):  # a new card, then the one that is there
+        kn.compress(tiny_gpt2()).save_pretrained(tmp_path)
+    said = capfd.readouterr()
+    assert "card" not in (said.out + said.err).lower()
