@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,11 +30,17 @@ def save_asset(model, folder: Path, log: Path, recipe: Recipe, measured: dict) -
     write_atomic(folder / "log.jsonl", log.read_text(encoding="utf-8"))
 
 
+def held_out_ngrams(corpora: Iterable[documentation.Corpus]) -> set[int]:
+    """Every 13-gram of the valid and test documents, for decontaminating further training text."""
+    documents = [doc for corpus in corpora for doc in (*corpus.valid, *corpus.test)]
+    return {gram for doc in documents for p in doc.split("\n\n") for gram in documentation.ngrams(p)}
+
+
 def extra_documents(folder: Path | None, corpora: dict) -> tuple[str, ...]:
     """Documentation of further unpacked packages, without paragraphs that are held out or already there."""
     if folder is None:
         return ()
-    forbidden = documentation.held_out_ngrams(corpora.values())
+    forbidden = held_out_ngrams(corpora.values())
     paragraphs = [paragraph for doc in corpora["web"].train for paragraph in doc.split("\n\n")]
     seen = {gram for paragraph in paragraphs for gram in documentation.ngrams(paragraph)}
     packages = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isidentifier())

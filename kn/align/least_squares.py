@@ -66,7 +66,6 @@ def ridge_regression(G: Tensor, C: Tensor, ridge: float = RIDGE, prior: Tensor |
 
 def fit_linear_map(samples: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> Tensor:
     """ridge_regression (n, m), float64, of all (x, y) that `samples` makes of batches of the streams."""
-
     def x_and_both(*batch: Tensor) -> tuple[Tensor, Tensor]:
         x, y = samples(*batch)
         return x, torch.cat([x, y], -1)

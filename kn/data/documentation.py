@@ -13,18 +13,18 @@ import random
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kn.files import write_atomic
-from kn.models.loading import PLAIN_TEXT
 
 NGRAM = 13  # words; the usual length for contamination checks (GPT-3, appendix C)
 MIN_WORDS = 8  # of a paragraph of prose
 MIN_ALPHA = 0.8  # share of its characters that are letters or blanks
 MIN_LITERAL = 60  # characters of a string literal that may hold documentation
+PLAIN_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}  # to a tokenizer
 SKIP_FOLDERS = {"tests", "test", "testing", "_vendor", "externals", "vendor", "node_modules", "locale"}
 
 _ROLE = re.compile(r":[a-zA-Z:+-]+:`~?\.?([^`<]+?)(?:\s*<[^>]*>)?`")
@@ -182,12 +182,6 @@ def build(groups: Mapping, fractions: Mapping, roots: dict | None = None, jobs: 
         splits = (select(group, "train", forbidden), valids[group], tests[group])
         corpora[group] = Corpus(*splits, splits_fingerprint(splits))
     return corpora
-
-
-def held_out_ngrams(corpora: Iterable[Corpus]) -> set[int]:
-    """Every 13-gram of the valid and test documents, for decontaminating further training text."""
-    documents = [doc for corpus in corpora for doc in (*corpus.valid, *corpus.test)]
-    return {gram for doc in documents for p in doc.split("\n\n") for gram in ngrams(p)}
 
 
 def sample(docs: tuple[str, ...], fraction: float, seed: int) -> tuple[str, ...]:

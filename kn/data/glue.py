@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kn.models.loading import PLAIN_TEXT
+from kn.data.documentation import PLAIN_TEXT
 
 LABELS_FILE = "test_labels.tsv"  # columns split, index, label; not part of GLUE, whose test labels are hidden
 

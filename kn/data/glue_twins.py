@@ -80,7 +80,6 @@ def permute_content_words(words: Words, rng: random.Random) -> Words | None:
 
 def permute_window(length: int) -> Permutation:
     """The permutation of a random window of `length` adjacent words (or of all of a shorter text)."""
-
     def permute(words: Words, rng: random.Random) -> Words | None:
         start = rng.randint(0, max(0, len(words) - length))
         return permute_words(words, list(range(start, min(start + length, len(words)))), rng)

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from kn.data import glue, glue_baselines
+from kn.data.documentation import PLAIN_TEXT
 from kn.data.hub import SourceError, mirror_path, refetch_hint, rehearsal_notes, verify
-from kn.models.loading import PLAIN_TEXT
 
 TOKENIZER_BATCH = 512  # texts a call
 # the hub's names for GLUE's columns; labels are numbers in the order of glue.TASKS[…].labels, −1 where hidden

@@ -174,8 +174,7 @@ class DistillTrainer(Trainer):
     def _logit_kd(self, student_logits: Tensor, teacher_logits: Tensor, inputs: dict) -> Tensor:
         """Vanilla KD over real tokens (b, t, v); a classifier's logits (b, labels) have no padding."""
         mask = inputs.get("attention_mask") if student_logits.ndim == 3 else None
-        valid = None if mask is None else mask.float()
-        return vanilla_kd_loss(student_logits, teacher_logits, valid, self.distillation.temperature)
+        return vanilla_kd_loss(student_logits, teacher_logits, mask, self.distillation.temperature)
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs and self.steps_summed:

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 def once_differentiable(backward: Callable) -> Callable:
     """PyTorch's, but a second derivative raises also where the incoming gradient is constant, as of a sum."""
-
     @functools.wraps(backward)
     def wrapper(ctx, *grads):
         with torch.no_grad():

@@ -53,6 +53,9 @@ class KroneckerLayer(nn.Module):
 
     rank = num_fused = 1
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name} {'x'.join(map(str, p.shape))}" for name, p in self.named_parameters())
+
     def reset_parameters(self, std: float = 0.02) -> None:
         """Random initialisation: A normal around 0, B around 1, standard deviation `std`; bias zero."""
         with torch.no_grad():
@@ -141,11 +144,6 @@ class KroneckerLinear(KroneckerLayer):
             y = kronecker_apply(x, self.A, self.B)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
-    def extra_repr(self) -> str:
-        (_, m1, n1), (_, m2, n2) = self.A.shape, self.B.shape
-        factors = f"A {m1}x{n1}, B {m2}x{n2}, rank {self.rank}, num_fused {self.num_fused}"
-        return f"{self.in_features} -> {self.out_features}, {factors}, bias {self.bias is not None}"
-
 
 class KroneckerEmbedding(KroneckerLayer):
     """Embedding W_E = A ⊗ B, A (num_embeddings, embedding_dim / factor), B (1, factor): §3.2 of the paper.
@@ -177,10 +175,6 @@ class KroneckerEmbedding(KroneckerLayer):
     def forward(self, ids: Tensor) -> Tensor:
         return (F.embedding(ids, self.A).unsqueeze(-1) * self.B[0]).flatten(-2)
 
-    def extra_repr(self) -> str:
-        shape = f"{self.num_embeddings}x{self.A.shape[1]}"
-        return f"{self.num_embeddings}, {self.embedding_dim}, A {shape}, B 1x{self.factor}"
-
 
 class KroneckerHead(KroneckerLayer):
     """Output head tied to a Kronecker embedding (§3.2): hidden (…, d), contracted with B, → logits (…, v)."""
@@ -191,6 +185,3 @@ class KroneckerHead(KroneckerLayer):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden.unflatten(-1, (self.A.shape[1], -1)) @ self.B[0], self.A)
-
-    def extra_repr(self) -> str:
-        return f"{self.A.shape[1] * self.B.shape[1]} -> {self.A.shape[0]}, A and B of the embedding"

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from kn.kronecker import KroneckerEmbedding, KroneckerHead, KroneckerLinear
 from kn.kronecker.layers import KroneckerLayer, is_conv1d
 from kn.models import loading, model_card
-from kn.models.fold import Parts, foldable
+from kn.models.fold import FoldablePart, foldable
 
 if TYPE_CHECKING:
     _Base = PreTrainedModel
@@ -37,7 +37,7 @@ class KroneckerModel(_Base):
     embedding_path: str
     target_modules: dict[str, tuple[str, int]]
     out_proj: str
-    foldable_parts: Parts = ()
+    foldable_parts: tuple[type[FoldablePart], ...] = ()
     dense_class: type[nn.Module]
     _beside: tuple = (None, None)  # the tokenizer and the card's results, while a model is saved
 
@@ -136,6 +136,10 @@ class KroneckerModel(_Base):
         folded = model_like(self, type(self), config)
         folded.load_state_dict(state)
         return folded.eval()
+
+    def _get_static_cache_init_shape(self):
+        """None for a folded model: a static cache's layers become as wide as their first keys and values."""
+        return None if self.config.folded else super()._get_static_cache_init_shape()
 
     def to_dense(self):
         """A stock transformers model, logits equal up to rounding. Raises ValueError for a folded model."""

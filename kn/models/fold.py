@@ -59,10 +59,7 @@ def apply_in_row_chunks(function, *inputs: Tensor) -> Tensor:
     return result
 
 
-Parts = tuple[type[FoldablePart], ...]
-
-
-def foldable(blocks: nn.ModuleList, shapes: FactorShapes, parts: Parts) -> list[tuple[int, type, int]]:
+def foldable(blocks: nn.ModuleList, shapes: FactorShapes, parts: tuple) -> list[tuple[int, type, int]]:
     """(layer, part, factor) of every sublayer that can be narrow. Raises ValueError if none can, and why."""
     found, reasons = [], []
     for index in sorted({int(name.partition(".")[0]) for name in shapes}):

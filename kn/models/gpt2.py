@@ -6,6 +6,8 @@ GPT-2's module tree is kept. What fold() makes narrow, with a = A x the factor's
              b_v, and the rows of the attention sum to one, so β_v joins the projection's bias.
   MLP        Σ_j c_j g(b_j a_k + β[f·k + j]), c the B of c_proj, is formed before the second product."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
@@ -16,6 +18,20 @@ from kn.kronecker.layers import KroneckerLinear
 from kn.models.base import KroneckerModel
 from kn.models.config import KnGPT2Config
 from kn.models.fold import FoldablePart, apply_in_row_chunks
+
+
+def widen_paged_states(attn: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    """Forward pre-hook: narrow keys and values are padded to the pages of a continuous batch."""
+    if (cache := kwargs.get("cache")) is None:
+        return None
+
+    def update(key_states, value_states, **others):
+        missing = (0, attn.embed_dim // attn.num_heads - attn.head_dim)
+        padded = (nn.functional.pad(x, missing) for x in (key_states, value_states))
+        return tuple(x[..., : attn.head_dim] for x in cache.update(*padded, **others))
+    wide = copy.copy(cache)  # of the same class, with the same pages
+    wide.update = update
+    return args, {**kwargs, "cache": wide}
 
 
 class GPT2AttentionFold(FoldablePart):
@@ -30,6 +46,7 @@ class GPT2AttentionFold(FoldablePart):
         width, narrow = attn.embed_dim, attn.embed_dim // factor
         attn.head_dim //= factor  # attn.scaling stays that of the wide heads
         attn.split_size = narrow
+        attn.register_forward_pre_hook(widen_paged_states, with_kwargs=True)
         attn.c_attn, attn.c_proj = Conv1D(3 * narrow, width).to(dtype), Conv1D(width, narrow).to(dtype)
 
     @staticmethod

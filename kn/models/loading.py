@@ -17,7 +17,6 @@ CONFIG_MAX = {  # largest plausible values: anything larger is a mistake or an a
     "num_hidden_layers": 1024, "num_attention_heads": 1024, "num_key_value_heads": 1024,
     "max_position_embeddings": 2**22, "head_dim": 2**16,
 }
-PLAIN_TEXT = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}  # to a tokenizer
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")  # may run code when loaded
 
 
