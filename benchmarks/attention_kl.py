@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     cuda = options.device == "cuda"
     if cuda and not torch.cuda.is_available():
         print(
-            "no GPU was found, and these timings need one: no GPU figure has been taken yet "
+            "no GPU was found, and these timings need one "
             "(--device cpu compares the chunked form with maps)",
             file=sys.stderr,
         )
@@ -248,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"written to {file.name}" + (
             "" if cuda
-            else "; no GPU figure has been taken yet: the same command without --device cpu takes them"
+            else "; for a GPU: the same command without --device cpu"
         )
     )
     return 0

@@ -171,7 +171,7 @@ def main() -> None:
         return peak(way, length, layers, options.device, options.threads)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error(
-            "no GPU was found: run this command where there is one; no GPU figure has been taken yet"
+            "no GPU was found: run this command where there is one"
         )
     torch.set_num_threads(options.threads)
     facts = {
@@ -260,7 +260,7 @@ def main() -> None:
     print(
         f"written to {file.name}" + (
             "" if options.device == "cuda"
-            else "; no GPU figure has been taken yet: the same command with --device cuda takes them"
+            else "; for a GPU: the same command with --device cuda"
         )
     )
 
