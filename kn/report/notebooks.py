@@ -57,8 +57,9 @@ def execute(source: Path, target: Path, parameters: dict) -> str | None:
         failure = f"{source.name}: {error.ename}: {error.evalue}".splitlines()[0]
     except OSError:  # a full disk: it ends the run
         raise
-    except RuntimeError:  # of nbclient: no kernel answers
-        failure = f"{source.name}: {OwnKernel.latest.why_ended()}"
+    except RuntimeError as error:  # of nbclient, whose words are "Kernel died" or "Kernel didn't respond"
+        reason = OwnKernel.latest.why_ended() if str(error).startswith("Kernel ") else error
+        failure = f"{source.name}: {reason}".splitlines()[0]
     except Exception as error:
         failure = f"{source.name}: {type(error).__name__}: {error}".splitlines()[0]
     if not part.exists():
